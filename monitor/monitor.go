@@ -1,0 +1,234 @@
+// Package monitor is the contract between crid and crid-monitor, and crid's
+// half of it.
+//
+// The monitor is one process for the node. It is the parent of every container,
+// exec and PID-namespace holder, holds their stdio, writes their logs and waits
+// for them. It outlives crid: after a restart crid connects to the monitor that
+// runs, asks for its List and goes on.
+//
+// On the wire (docs/monitor-protocol.md): frames over a unix stream socket, a
+// length and a JSON message each, with file descriptors as ancillary data. Any
+// number of requests may be under way on one connection; replies and exits come
+// in any order. Which descriptors travel is said at each type below; the
+// receiver owns what it received.
+//
+// Crashes. If crid dies, nothing happens to containers: exits are journalled
+// until they are acknowledged. If the monitor dies, containers live on without
+// a parent: crid, which keeps a copy of their pidfd and stdio, starts a new
+// monitor and hands them over with Adopt.
+package monitor
+
+import (
+	"encoding/json"
+	"os"
+	"time"
+)
+
+// Version of the protocol. crid speaks to a monitor of this version and the one
+// before; see docs/monitor-protocol.md for what each changed.
+const Version = 1
+
+// Hello is the first exchange on a connection.
+type Hello struct {
+	Version int    // of the protocol
+	Build   string // of the program, for people
+	PID     int    // of the monitor, in its reply
+}
+
+// Rootfs is the root file system that the monitor mounts for one container in
+// its own mount namespace, and unmounts at Delete.
+type Rootfs struct {
+	Lower    []string // layer folders, uppermost first; at least one
+	Upper    string   // writable layer; "" makes the mount read-only
+	Work     string   // overlay's work folder, on the file system of Upper
+	Volatile bool     // no sync of the upper layer at unmount
+}
+
+// CreateRequest makes a container up to the point where its first process waits
+// to execute its program. On error nothing is left behind.
+type CreateRequest struct {
+	ID            string // of the container
+	Rootfs        Rootfs
+	Spec          json.RawMessage // OCI runtime spec; root.path is filled in by the monitor
+	SystemdCgroup bool            // linux.cgroupsPath is slice:prefix:name
+	LogPath       string          // absolute; "" means no log
+	TTY           bool
+	Stdin         bool // keep a stdin pipe open; otherwise /dev/null
+	StdinOnce     bool
+}
+
+// CreateReply carries these descriptors, in this order: pidfd of the first
+// process; then, without a TTY, the read ends of stdout and stderr and, with
+// Stdin, the write end of stdin; with a TTY the pty's master. They are crid's
+// second copy: crid only keeps them, for Adopt.
+type CreateReply struct {
+	PID int
+}
+
+// StartRequest lets the created container execute its program. It is answered
+// when the program has been executed, or when that failed: an error with the
+// text of the cause (such as "exec: no such file"), and an Exit follows.
+type StartRequest struct{ ID string }
+
+// ExecRequest runs one more process in a running container. It carries three
+// descriptors, which become the process's stdin, stdout and stderr; with TTY it
+// carries none and the reply carries the pty's master. The process gets the
+// container's user, groups, capabilities, environment, cgroup and so on.
+type ExecRequest struct {
+	ID     string // of the container
+	ExecID string // unique within the container, chosen by crid
+	Args   []string
+	TTY    bool
+}
+
+// ExecReply says that the process runs; its end comes as an Exit with ExecID.
+type ExecReply struct {
+	PID int
+}
+
+// SignalRequest sends a signal to the first process of a container, to an exec,
+// or to all processes. Signalling what has exited does nothing.
+type SignalRequest struct {
+	ID     string
+	ExecID string // "" means the container's first process
+	Signal int
+	// All, with SIGKILL, means every process in the container's cgroup, or with
+	// ExecID the exec and all its descendants.
+	All bool
+}
+
+// ResizeRequest sets the size of a terminal.
+type ResizeRequest struct {
+	ID, ExecID    string
+	Rows, Columns uint16
+}
+
+// ReopenLogRequest closes the log file and opens LogPath anew. It is answered
+// when no more will be written to the old file. BadState unless running.
+type ReopenLogRequest struct{ ID string }
+
+// UpdateRequest changes the resources of a created or running container.
+type UpdateRequest struct {
+	ID        string
+	Resources json.RawMessage // OCI runtime spec's linux.resources, complete
+}
+
+// DeleteRequest kills what is left of a container, waits for its cgroup to be
+// empty, removes the cgroup, unmounts the root file system, closes the log and
+// forgets the container. Deleting what is not known still removes the cgroup,
+// state folder and mount that the ID names, and succeeds.
+type DeleteRequest struct {
+	ID string
+	// CgroupsPath and SystemdCgroup as in the spec, for what is not known.
+	CgroupsPath   string
+	SystemdCgroup bool
+}
+
+// HoldRequest starts a PID namespace for a sandbox, held by a built-in init
+// that reaps orphans and does nothing else. Asking again for the same ID
+// answers with the one that runs.
+type HoldRequest struct {
+	ID            string // of the sandbox
+	CgroupsPath   string // the holder's own cgroup, as in an OCI spec
+	SystemdCgroup bool
+}
+
+// HoldReply carries the holder's pidfd.
+type HoldReply struct {
+	PID int
+}
+
+// ReleaseRequest ends a holder, and with it every process of its PID namespace,
+// and removes its cgroup. Releasing what is not held removes the cgroup.
+type ReleaseRequest struct {
+	ID            string
+	CgroupsPath   string
+	SystemdCgroup bool
+}
+
+// AdoptRequest hands a container that outlived its monitor to a new one. It
+// carries what CreateReply or ListReply carried (pidfd first; pipes may be
+// missing when they are lost). With Holder it is a sandbox's PID holder and
+// carries its pidfd only.
+type AdoptRequest struct {
+	ID     string
+	PID    int
+	Holder bool
+	Create CreateRequest // as it was created, without Spec
+	// Started is false for a container that still waits for Start.
+	Started bool
+	FDs     []string // which descriptors come: "pidfd", "stdout", "stderr", "stdin", "console"
+}
+
+// ListRequest asks for all containers and holders.
+type ListRequest struct{}
+
+// ListReply carries for each item, in order, the descriptors that its FDs name.
+type ListReply struct {
+	Items []ListItem
+}
+
+// ListItem is one container or holder.
+type ListItem struct {
+	ID      string
+	PID     int
+	Holder  bool
+	Started bool
+	Exit    *Exit    // set once the first process has exited and until Delete
+	FDs     []string // as in AdoptRequest
+}
+
+// AckRequest says that crid has written down the exit of a container: the
+// journal entry goes.
+type AckRequest struct{ ID string }
+
+// DumpRequest asks for figures about the monitor itself.
+type DumpRequest struct{}
+
+// DumpReply is what the monitor knows of itself. Sizes in bytes.
+type DumpReply struct {
+	Build      string
+	PID        int
+	Containers int
+	Execs      int
+	Holders    int
+	Goroutines int
+	FDs        int
+	HeapInUse  uint64
+	LogDropped uint64 // log bytes lost because a log file could not be written
+}
+
+// ShutdownRequest ends a monitor that holds nothing. BadState otherwise.
+type ShutdownRequest struct{}
+
+// Exit is the end of a container's first process or of an exec. For containers
+// it is sent, unasked, on every connection once, and again after each
+// reconnect until acknowledged; for execs on the connection that asked.
+//
+// What the process wrote before it ended is in the log before Exit is sent.
+type Exit struct {
+	ID        string
+	ExecID    string // "" for the container's first process
+	Code      int    // exit code, or 128 + signal; -1 unknown (see Lost)
+	At        time.Time
+	OOMKilled bool // the kernel's OOM killer struck in the container's own cgroup
+	Lost      bool // the monitor was not there when it ended, and the code is not known
+}
+
+// Hold is crid's copy of a container's descriptors. Nil where there is none.
+type Hold struct {
+	PIDFD, Stdout, Stderr, Stdin, Console *os.File
+}
+
+// Close closes all of them. Safe on nil and twice.
+func (h *Hold) Close() {
+	if h == nil {
+		return
+	}
+	for _, f := range []**os.File{&h.PIDFD, &h.Stdout, &h.Stderr, &h.Stdin, &h.Console} {
+		if *f != nil {
+			_ = (*f).Close()
+			*f = nil
+		}
+	}
+}
