@@ -1,0 +1,93 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestExecSync(t *testing.T) {
+	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
+	p := n.PodConfig("exec")
+	pod := n.RunPod(p)
+	c := n.ContainerConfig("main", "sleep", "1000")
+	c.Envs = []*cri.KeyValue{{Key: "OWN", Value: []byte("value")}}
+	id := n.Run(pod, p, c)
+	r, err := n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo out; echo err >&2; echo $OWN; exit 5"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.ExitCode != 5 || string(r.Stdout) != "out\nvalue\n" || string(r.Stderr) != "err\n" {
+		t.Errorf("ExecSync = %d, %q, %q; want 5, out and value, err", r.ExitCode, r.Stdout, r.Stderr)
+	}
+	if _, err := n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"/no/such"}}); err == nil || !strings.Contains(err.Error(), "/no/such") {
+		t.Errorf("ExecSync of a missing program = %v, want an error that names it", err)
+	}
+	_, err = n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id})
+	wantCode(t, "ExecSync without a command", err, codes.InvalidArgument, "cmd")
+}
+
+func TestExecSyncTimeoutKillsChildren(t *testing.T) {
+	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
+	p := n.PodConfig("timeout")
+	pod := n.RunPod(p)
+	id := n.Run(pod, p, n.ContainerConfig("main", "sleep", "1000"))
+	_, err := n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 777 & sleep 778"}, Timeout: 1})
+	wantCode(t, "ExecSync over its time", err, codes.DeadlineExceeded)
+	n.Eventually("the exec's processes are gone", func() bool { return !strings.Contains(n.Exec(id, "ps"), "sleep 77") })
+}
+
+// A grandchild that keeps stdout open does not hold the answer.
+func TestExecSyncWithAGrandchild(t *testing.T) {
+	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
+	p := n.PodConfig("grandchild")
+	pod := n.RunPod(p)
+	id := n.Run(pod, p, n.ContainerConfig("main", "sleep", "1000"))
+	if got := n.Sh(id, "echo said; setsid sleep 555 &"); got != "said\n" {
+		t.Errorf("stdout = %q, want said", got)
+	}
+}
+
+func TestExecSyncOutputIsCapped(t *testing.T) {
+	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
+	p := n.PodConfig("cap")
+	pod := n.RunPod(p)
+	id := n.Run(pod, p, n.ContainerConfig("main", "sleep", "1000"))
+	const most = 16 << 20
+	// The answer with both streams must fit into a message, so one is enough here.
+	r, err := n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "head -c 30000000 /dev/zero"}}, maxMessage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Stdout) > most || len(r.Stdout) < most-1<<20 || r.ExitCode != 0 {
+		t.Errorf("stdout has %d bytes, exit code %d; want about %d, 0", len(r.Stdout), r.ExitCode, most)
+	}
+}
+
+func TestConcurrentExecs(t *testing.T) {
+	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
+	p := n.PodConfig("many")
+	pod := n.RunPod(p)
+	id := n.Run(pod, p, n.ContainerConfig("main", "sleep", "1000"))
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			want := bytes.Repeat(fmt.Appendf(nil, "%d\n", i), 1000)
+			r, err := n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", fmt.Sprintf("yes %d | head -n 1000; exit %d", i, i)}})
+			if err != nil || r.ExitCode != int32(i) || !bytes.Equal(r.Stdout, want) {
+				t.Errorf("exec %d = %v, code %d, %d bytes", i, err, r.GetExitCode(), len(r.GetStdout()))
+			}
+		})
+	}
+	wg.Wait()
+}

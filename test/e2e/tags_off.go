@@ -1,0 +1,5 @@
+//go:build !failpoint
+
+package e2e
+
+const buildTags = ""
