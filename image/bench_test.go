@@ -1,0 +1,123 @@
+package image
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// benchLayers makes about 150 MiB, compressed, in ten layers of 1,780 files, of
+// data that compresses about as programs do. archives are the layers unpacked.
+func benchLayers(b *testing.B) (layers []v1.Layer, packed [][]byte) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for l := range 10 {
+		entries := []tarEntry{folder(fmt.Sprintf("layer%d/", l))}
+		for f := range 1780 {
+			if f%30 == 0 {
+				entries = append(entries, folder(fmt.Sprintf("layer%d/dir%d/", l, f/30)))
+			}
+			body := make([]byte, 2000+rnd.IntN(34_000))
+			for i := 0; i < len(body); {
+				if rnd.IntN(3) > 0 || i < 64 { // literal bytes of few kinds
+					for n := 0; n < 24 && i < len(body); n++ {
+						body[i] = byte(rnd.IntN(90))
+						i++
+					}
+					continue
+				}
+				n := min(8+rnd.IntN(40), len(body)-i, i)
+				copy(body[i:i+n], body[i-n:])
+				i += n
+			}
+			entries = append(entries, file(fmt.Sprintf("layer%d/dir%d/file%d", l, f/30, f), string(body)))
+		}
+		raw := tarOf(b, entries...)
+		gz := gzipped(b, raw)
+		packed = append(packed, gz)
+		layers = append(layers, testLayer{static.NewLayer(gz, types.OCILayer), raw})
+	}
+	return layers, packed
+}
+
+// BenchmarkPull pulls and unpacks; beside it stands tar -xz with the same bytes,
+// one layer after the other, and two at a time.
+func BenchmarkPull(b *testing.B) {
+	layers, packed := benchLayers(b)
+	size := 0
+	for _, p := range packed {
+		size += len(p)
+	}
+	b.Logf("%d MiB compressed", size>>20)
+	srv := newServer(b)
+	ref := srv.push(b, "bench:v1", imageOf(b, layers...))
+	b.Run("crid", func(b *testing.B) {
+		b.SetBytes(int64(size))
+		for b.Loop() {
+			s := newStore(b)
+			pull(b, s, ref)
+		}
+	})
+	b.Run("tar", func(b *testing.B) {
+		b.SetBytes(int64(size))
+		for b.Loop() {
+			dir := b.TempDir()
+			for _, p := range packed {
+				cmd := exec.Command("tar", "-xz", "-C", dir)
+				cmd.Stdin = bytes.NewReader(p)
+				if out, err := cmd.CombinedOutput(); err != nil {
+					b.Fatalf("tar: %v: %s", err, out)
+				}
+			}
+		}
+	})
+	b.Run("remove", func(b *testing.B) {
+		s := newStore(b)
+		for b.Loop() {
+			b.StopTimer()
+			pull(b, s, ref)
+			b.StartTimer()
+			if err := s.Remove(b.Context(), ref); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkPrepare is what an image adds to the start of a container.
+func BenchmarkPrepare(b *testing.B) {
+	srv := newServer(b)
+	var layers []v1.Layer
+	for l := range 10 {
+		layers = append(layers, layerOf(b, folder("etc/"), file(fmt.Sprintf("etc/f%d", l), "x")))
+	}
+	layers[0] = layerOf(b, folder("etc/"), file("etc/passwd", "root:x:0:0::/:/bin/sh\n"), file("etc/group", "root:x:0:\n"))
+	s := newStore(b)
+	id := pull(b, s, srv.push(b, "bench:v1", imageOf(b, layers...)))
+	for n := 0; b.Loop(); n++ {
+		if _, err := s.Prepare(b.Context(), id, fmt.Sprint(n)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkList is List with 300 images.
+func BenchmarkList(b *testing.B) {
+	srv := newServer(b)
+	s := newStore(b)
+	base := layerOf(b, file("f", "x"))
+	for n := range 300 {
+		img := configured(b, imageOf(b, base), func(c *v1.Config) { c.Env = []string{fmt.Sprintf("N=%d", n)} })
+		pull(b, s, srv.push(b, fmt.Sprintf("app%d:v1", n), img))
+	}
+	for b.Loop() {
+		if len(s.List()) != 300 {
+			b.Fatal("an image is missing")
+		}
+	}
+}
