@@ -1,0 +1,237 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/klog/v2"
+)
+
+// maxRecord is how many bytes of a line go into one record of a CRI log. Longer
+// lines are cut, and all pieces but the last are tagged P (partial).
+const maxRecord = 16384
+
+// logBatch is the room for records between two writes to the file.
+const logBatch = 128 << 10
+
+// headerLen is the longest that precedes the text of a record.
+const headerLen = len("2016-10-06T00:17:09.669794202Z stdout F ")
+
+// recorder turns what a process writes to one stream into records of a CRI log:
+//
+//	2016-10-06T00:17:09.669794202Z stdout F text
+//
+// Its output does not depend on how the input is cut into calls. Like containerd
+// it takes a carriage return before a newline for part of the line's end.
+type recorder struct {
+	stream string // "stdout" or "stderr"
+	rest   []byte // of a line that has not ended; at most maxRecord+1 bytes
+}
+
+// add appends the records that p completes to out and returns it. When the
+// next record might not fit into out's capacity, it calls flush with what there
+// is and starts again at out's beginning.
+func (r *recorder) add(out, p []byte, now time.Time, flush func([]byte)) []byte {
+	var buf [headerLen]byte
+	head := r.header(buf[:0], now)
+	for {
+		i := bytes.IndexByte(p, '\n')
+		if i < 0 {
+			break
+		}
+		a, b := r.rest, p[:i]
+		if n := len(b); n > 0 && b[n-1] == '\r' {
+			b = b[:n-1]
+		} else if m := len(a); n == 0 && m > 0 && a[m-1] == '\r' {
+			a = a[:m-1]
+		}
+		for len(a)+len(b) > maxRecord {
+			out, a, b = record(out, head, 'P', a, b, flush)
+		}
+		out, _, _ = record(out, head, 'F', a, b, flush)
+		r.rest = r.rest[:0]
+		p = p[i+1:]
+	}
+	// A piece is cut only once it is certain that the line's text is longer: the
+	// byte after it may be the carriage return of the line's end.
+	a, b := r.rest, p
+	for {
+		n := len(a) + len(b)
+		if n <= maxRecord || n == maxRecord+1 && last(a, b) == '\r' {
+			break
+		}
+		out, a, b = record(out, head, 'P', a, b, flush)
+	}
+	if len(a) != len(r.rest) {
+		r.rest = append(r.rest[:0], a...) // a is its tail
+	}
+	r.rest = append(r.rest, b...)
+	return out
+}
+
+// end appends what is left of a line that nothing will end, tagged P as both
+// containerd and CRI-O do.
+func (r *recorder) end(out []byte, now time.Time, flush func([]byte)) []byte {
+	if len(r.rest) == 0 {
+		return out
+	}
+	var buf [headerLen]byte
+	head := r.header(buf[:0], now)
+	a := r.rest
+	var b []byte
+	for len(a) > 0 {
+		out, a, b = record(out, head, 'P', a, b, flush)
+	}
+	r.rest = nil
+	return out
+}
+
+// idle gives back the memory that is worth giving back between bursts.
+func (r *recorder) idle() {
+	if len(r.rest) == 0 {
+		r.rest = nil
+	}
+}
+
+func last(a, b []byte) byte {
+	if len(b) > 0 {
+		return b[len(b)-1]
+	}
+	return a[len(a)-1]
+}
+
+// header is the part of a record before its tag. The time is written with all
+// nine digits, in UTC, so that records sort and have one length.
+func (r *recorder) header(dst []byte, now time.Time) []byte {
+	dst = now.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000000000Z")
+	dst = append(dst, ' ')
+	dst = append(dst, r.stream...)
+	return append(dst, ' ')
+}
+
+// record appends one record with at most maxRecord bytes of a and then b, and
+// returns what is left of them.
+func record(out, head []byte, tag byte, a, b []byte, flush func([]byte)) (o, restA, restB []byte) {
+	na := min(len(a), maxRecord)
+	nb := min(len(b), maxRecord-na)
+	if len(out)+headerLen+na+nb+1 > cap(out) {
+		flush(out)
+		out = out[:0]
+	}
+	out = append(out, head...)
+	out = append(out, tag, ' ')
+	out = append(out, a[:na]...)
+	out = append(out, b[:nb]...)
+	out = append(out, '\n')
+	return out, a[na:], b[nb:]
+}
+
+// criLog is the log file of one container. Both streams write to it.
+//
+// A log that cannot be written does not stop the container: what cannot be
+// written is dropped and counted, and the next batch is tried again.
+type criLog struct {
+	path    string // "" means that there is no log
+	dropped *atomic.Uint64
+
+	mu      sync.Mutex // held across write(2): it keeps batches whole and reopen exact
+	f       *os.File   // +checklocks:mu; nil without a log and after close
+	failing bool       // +checklocks:mu; the last write failed, which has been said
+	torn    bool       // +checklocks:mu; the file ends within a record
+}
+
+// openLog opens the log for appending and makes the folders above it. It says
+// whether it made the file.
+func openLog(path string, dropped *atomic.Uint64) (l *criLog, made bool, err error) {
+	l = &criLog{path: path, dropped: dropped}
+	if path == "" {
+		return l, false, nil
+	}
+	_, statErr := os.Lstat(path)
+	l.f, err = openLogFile(path)
+	return l, os.IsNotExist(statErr) && err == nil, err
+}
+
+func openLogFile(path string) (*os.File, error) {
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	f, err := os.OpenFile(path, flags, 0o640)
+	if os.IsNotExist(err) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return nil, fmt.Errorf("make folder of log file: %w", err)
+		}
+		f, err = os.OpenFile(path, flags, 0o640)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open log file: %w", err)
+	}
+	return f, nil
+}
+
+// write appends whole records to the file with one write(2).
+func (l *criLog) write(ctx context.Context, records []byte) {
+	if len(records) == 0 || l.path == "" {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.f == nil {
+		return
+	}
+	if l.torn {
+		// Ends the record that was cut, so that readers find the next one.
+		if _, err := l.f.Write([]byte{'\n'}); err != nil {
+			l.dropped.Add(uint64(len(records)))
+			return
+		}
+		l.torn = false
+	}
+	n, err := l.f.Write(records)
+	if err == nil {
+		l.failing = false
+		return
+	}
+	l.torn = n > 0 && records[n-1] != '\n'
+	l.dropped.Add(uint64(len(records) - n))
+	if !l.failing {
+		l.failing = true
+		klog.FromContext(ctx).Error(err, "Lost log of a container, will try again with what it writes next", "path", l.path)
+	}
+}
+
+// reopen opens the path anew and lets go of the old file. On error the old file
+// stays in use. When it returns nil, no more is written to the old file.
+func (l *criLog) reopen() error {
+	if l.path == "" {
+		return nil
+	}
+	f, err := openLogFile(l.path)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	old := l.f
+	if old != nil {
+		l.f, l.failing, l.torn = f, false, false
+	} else {
+		old = f // closed meanwhile
+	}
+	l.mu.Unlock()
+	_ = old.Close()
+	return nil
+}
+
+// close ends the log; later writes do nothing.
+func (l *criLog) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.f != nil {
+		_ = l.f.Close()
+		l.f = nil
+	}
+}

@@ -1,0 +1,67 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// oomKilled reports whether the kernel's OOM killer has struck in the cgroup
+// since it was made. It must be asked before the cgroup goes, and systemd
+// removes a scope as soon as its last process has ended; then known is false.
+//
+// The counter is the cgroup's own (memory.events of v2, memory.oom_control of
+// v1): what happened to a neighbour or in the pod's cgroup does not count, and
+// neither does a SIGKILL that somebody sent.
+func (c *cgroup) oomKilled() (struck, known bool) {
+	n, err := c.m.OOMKillCount()
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return false, false
+	}
+	return n > 0, err == nil
+}
+
+// oomKilledInLog looks for a process in the kernel's log, where the OOM killer
+// names each victim. It is for when systemd was faster than oomKilled. start is
+// the process's start time, which tells it from an earlier one with its pid.
+func oomKilledInLog(pid int, start uint64) bool {
+	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 8192) // longer than any record
+	for {
+		n, err := unix.Read(fd, buf)
+		switch {
+		case errors.Is(err, unix.EPIPE), errors.Is(err, unix.EINTR):
+			continue // the oldest record was overwritten meanwhile
+		case err != nil || n <= 0:
+			return false // EAGAIN: the end
+		}
+		if oomVictim(buf[:n], pid, start) {
+			return true
+		}
+	}
+}
+
+// ticksPerSecond is the unit of start times in /proc (USER_HZ).
+const ticksPerSecond = 100
+
+// oomVictim reports whether a record of /dev/kmsg says that the process was
+// killed: "3,1234,5678901,-;Memory cgroup out of memory: Killed process 42 (sh) ...".
+// The third field is microseconds after boot.
+func oomVictim(record []byte, pid int, start uint64) bool {
+	head, text, _ := bytes.Cut(record, []byte(";"))
+	f := bytes.SplitN(head, []byte(","), 4)
+	if len(f) < 3 || !bytes.Contains(text, []byte("emory")) || !bytes.Contains(text, fmt.Appendf(nil, "Killed process %d (", pid)) {
+		return false
+	}
+	at, err := strconv.ParseUint(string(f[2]), 10, 64)
+	// The log's clock and the other one differ a little.
+	return err == nil && at/1e6+2 >= start/ticksPerSecond
+}
