@@ -1,0 +1,78 @@
+package cri
+
+import (
+	"path"
+
+	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cridproject/crid/sandbox/config"
+)
+
+var propagations = map[v1.MountPropagation]config.Propagation{
+	v1.MountPropagation_PROPAGATION_PRIVATE:           config.PropagationPrivate,
+	v1.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: config.PropagationHostToContainer,
+	v1.MountPropagation_PROPAGATION_BIDIRECTIONAL:     config.PropagationBidirectional,
+}
+
+func (d *decoder) mounts(in []*v1.Mount) []config.Mount {
+	var out []config.Mount
+	for i, m := range in {
+		out = append(out, d.mount(at("config.mounts", i), m))
+	}
+	return out
+}
+
+// mount decodes one mount. container_path stays as it was sent, since kubelet
+// looks for it by equality in the container's status.
+func (d *decoder) mount(field string, m *v1.Mount) config.Mount {
+	d.check(field+".container_path", badPath(m.GetContainerPath()))
+	if path.Clean(m.GetContainerPath()) == "/" {
+		d.reject(field+".container_path", "must not be the root of the container")
+	}
+	d.mountSource(field, m)
+	if m.GetRecursiveReadOnly() {
+		d.recursiveReadonly(field, m)
+	}
+	if len(m.GetUidMappings()) > 0 {
+		d.reject(field+".uidMappings", "crid has no ID-mapped mounts yet")
+	}
+	if len(m.GetGidMappings()) > 0 {
+		d.reject(field+".gidMappings", "crid has no ID-mapped mounts yet")
+	}
+	return config.Mount{
+		ContainerPath:     m.GetContainerPath(),
+		HostPath:          config.HostPath(m.GetHostPath()),
+		Readonly:          m.GetReadonly(),
+		RecursiveReadonly: m.GetRecursiveReadOnly(),
+		Propagation:       enum(d, field+".propagation", m.GetPropagation(), propagations),
+		Options:           m.GetMountOptions(),
+		SELinuxRelabel:    m.GetSelinuxRelabel(),
+	}
+}
+
+// mountSource checks that exactly one source is named, and that it is a path.
+func (d *decoder) mountSource(field string, m *v1.Mount) {
+	if m.GetImage().GetImage() == "" {
+		d.check(field+".host_path", badPath(m.GetHostPath()))
+		if m.GetImageSubPath() != "" {
+			d.reject(field+".image_sub_path", "needs image")
+		}
+		return
+	}
+	if m.GetHostPath() != "" {
+		d.reject(field+".host_path", "must be empty when image is set")
+	}
+	d.reject(field+".image", "crid mounts no images as volumes yet")
+}
+
+func (d *decoder) recursiveReadonly(field string, m *v1.Mount) {
+	field += ".recursive_read_only"
+	switch {
+	case !m.GetReadonly():
+		d.reject(field, "needs readonly")
+	case m.GetPropagation() != v1.MountPropagation_PROPAGATION_PRIVATE:
+		d.reject(field, "needs propagation PROPAGATION_PRIVATE")
+	case !d.node.RecursiveReadOnly:
+		d.noRRO = field
+	}
+}

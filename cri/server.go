@@ -1,0 +1,119 @@
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cridproject/crid/image"
+	"github.com/cridproject/crid/sandbox"
+	"github.com/cridproject/crid/sandbox/config"
+)
+
+// Sandboxes is what the server needs of sandbox.Manager. IDs may be given
+// shortened, as long as they are unique. Unknown ones are NotFound, except that
+// stopping and removing them succeeds.
+type Sandboxes interface {
+	// Run returns when the sandbox is ready. A second call with the same wanted
+	// sandbox returns the same ID.
+	Run(context.Context, config.Sandbox) (config.SandboxID, error)
+	StopSandbox(ctx context.Context, id string) error
+	RemoveSandbox(ctx context.Context, id string) error
+	// Sandbox and Sandboxes read a snapshot: they wait for nothing.
+	Sandbox(id string) (sandbox.SandboxStatus, error)
+	Sandboxes() []sandbox.SandboxStatus
+
+	Create(ctx context.Context, sandboxID string, c config.Container) (config.ContainerID, error)
+	Start(ctx context.Context, id string) error
+	Stop(ctx context.Context, id string, grace time.Duration) error
+	Remove(ctx context.Context, id string) error
+	// Container and Containers read a snapshot: they wait for nothing.
+	Container(id string) (sandbox.ContainerStatus, error)
+	Containers() []sandbox.ContainerStatus
+
+	// ExecSync with a timeout of 0 waits as long as it takes.
+	ExecSync(ctx context.Context, id string, args []string, timeout time.Duration) (sandbox.ExecResult, error)
+	ReopenLog(ctx context.Context, id string) error
+}
+
+// Images is what the server needs of image.Store.
+type Images interface {
+	Pull(context.Context, image.PullRequest) (image.ID, error)
+	// Image and List read a snapshot: they wait for nothing.
+	Image(refOrID string) (image.Image, error)
+	List() []image.Image
+	Remove(ctx context.Context, refOrID string) error
+	FsInfo(context.Context) (image.FsInfo, error)
+}
+
+// Options of a Server.
+type Options struct {
+	Sandboxes Sandboxes // required
+	Images    Images    // required
+
+	// NetworkStatus says why pods cannot be attached to a network at the moment;
+	// nil when they can. It must not wait. Required.
+	NetworkStatus func() error
+	// RuntimeStatus says why containers cannot be run at the moment; nil when they
+	// can. It must not wait. nil means that they always can.
+	RuntimeStatus func() error
+
+	CgroupDriver string // "cgroupfs" or "systemd"; kubelet takes it over
+	Version      string // of crid; required
+
+	// Config is shown, as JSON, by a verbose Status under "config". Tools look for
+	// stateDir in it. nil shows nothing.
+	Config any
+	// MonitorDump is the monitor's own figures, shown by a verbose Status. nil
+	// shows nothing.
+	MonitorDump func(context.Context) (any, error)
+
+	Node *Node // what this machine can do; nil means DetectNode
+}
+
+// Server answers CRI requests. It has no state of its own and may be used by any
+// number of goroutines.
+type Server struct {
+	// Unsafe, so that an RPC which the API gains does not compile until someone
+	// has decided what becomes of it.
+	v1.UnsafeRuntimeServiceServer
+	v1.UnsafeImageServiceServer
+
+	o    Options
+	node Node
+}
+
+// New makes a server. Register makes it part of a gRPC server.
+func New(o Options) (*Server, error) {
+	switch {
+	case o.Sandboxes == nil, o.Images == nil, o.NetworkStatus == nil:
+		return nil, errors.New("cri: Sandboxes, Images and NetworkStatus are required")
+	case o.Version == "":
+		// The client library of kubelet refuses a runtime without a version.
+		return nil, errors.New("cri: Version is required")
+	case o.CgroupDriver != cgroupfs && o.CgroupDriver != systemd:
+		return nil, fmt.Errorf("cri: CgroupDriver is %q, must be %s or %s", o.CgroupDriver, cgroupfs, systemd)
+	}
+	s := &Server{o: o}
+	if o.Node != nil {
+		s.node = *o.Node
+	} else {
+		s.node = DetectNode()
+	}
+	return s, nil
+}
+
+// Register makes both CRI services part of g, which needs this package's
+// interceptors: without them, errors have no codes.
+func (s *Server) Register(g *grpc.Server) {
+	v1.RegisterRuntimeServiceServer(g, s)
+	v1.RegisterImageServiceServer(g, s)
+}
+
+func (s *Server) decoder() *decoder {
+	return &decoder{node: s.node, systemd: s.o.CgroupDriver == systemd}
+}
