@@ -1,0 +1,296 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// defaultConfigFile is read when --config is not given; it need not exist.
+const defaultConfigFile = "/etc/crid/config.toml"
+
+// Config is crid's configuration. Its comments, values of Default and limits in
+// validate are all there is to know about each key: `crid config default`
+// prints them, and docs/configuration.md is that output.
+type Config struct {
+	Root string `toml:"root" comment:"Folder of what survives a reboot: images, layers, writable layers, records.\nMust be on a local file system that overlayfs takes as upper layer (ext4, xfs)."`
+
+	State string `toml:"state" comment:"Folder of what a reboot may lose: sockets, resolv.conf and so on of pods, the\nmonitor's state. Should be on a tmpfs."`
+
+	Socket string `toml:"socket" comment:"Unix socket on which CRI is served (mode 0660). At most 107 bytes."`
+
+	NetNSDir string `toml:"netns_dir" comment:"Folder in which pods' network namespaces are pinned, as crid-<sandbox ID>.\n\"ip netns\" looks in /run/netns."`
+
+	MonitorBinary string `toml:"monitor_binary" comment:"Program that runs containers. Empty: crid-monitor beside crid's own program, then in PATH."`
+
+	CgroupDriver string `toml:"cgroup_driver" comment:"Who makes cgroups: \"cgroupfs\" (crid-monitor itself), \"systemd\", or \"auto\": systemd\nwhere systemd runs and cgroups are v2, else cgroupfs. kubelet asks and follows."`
+
+	CgroupParent string `toml:"cgroup_parent" comment:"Cgroup of pods that come without one (kubelet's come with one). Empty: \"/crid\", with\nthe systemd driver \"crid.slice\"."`
+
+	StrictMounts bool `toml:"strict_mounts" comment:"Refuse a volume whose path on the node is missing, as CRI asks. Otherwise a folder is\nmade there, as other runtimes do and as pods with a hostPath of no type rely on."`
+
+	LogVerbosity int `toml:"log_verbosity" comment:"0: start, stop, lost data. 2: each change of state. 4: each external call with its\nduration. 6: payloads, without secrets. At most 10."`
+
+	LogFormat string `toml:"log_format" comment:"\"text\" (klog's) or \"json\" (one object per line). Both go to stderr."`
+
+	DrainTimeout duration `toml:"drain_timeout" comment:"How long crid waits at SIGTERM for requests under way. Containers run on in any case."`
+
+	CNI      CNIConfig      `toml:"cni" comment:"The pods' network."`
+	Registry RegistryConfig `toml:"registry" comment:"Where images come from."`
+}
+
+// CNIConfig is the pods' network.
+type CNIConfig struct {
+	ConfDir string `toml:"conf_dir" comment:"Folder of CNI configurations. The first in the alphabet is used; it is watched."`
+
+	BinDirs []string `toml:"bin_dirs" comment:"Folders of CNI plugins, searched in this order."`
+
+	CacheDir string `toml:"cache_dir" comment:"Folder of results of CNI's ADD, which plugins get back. Empty: cni, below root."`
+
+	Timeout duration `toml:"timeout" comment:"Limit of one call of one plugin; then its process group is killed."`
+}
+
+// RegistryConfig is where images come from.
+type RegistryConfig struct {
+	ConfigDirs []string `toml:"config_dirs" comment:"Folders of <registry>/hosts.toml files (mirrors, certificates), in containerd's\nformat. The first folder that has one for a registry is used."`
+
+	MaxConcurrentDownloads int `toml:"max_concurrent_downloads" comment:"Layers of one pull that are fetched at the same time. 1 to 64."`
+
+	ProgressTimeout duration `toml:"progress_timeout" comment:"A pull that gets no byte for so long is given up."`
+}
+
+// Default is the configuration without a file.
+func Default() Config {
+	return Config{
+		Root:         "/var/lib/crid",
+		State:        "/run/crid",
+		Socket:       "/run/crid/crid.sock",
+		NetNSDir:     "/run/netns",
+		CgroupDriver: driverAuto,
+		LogVerbosity: 2,
+		LogFormat:    logText,
+		DrainTimeout: duration{Duration: 10 * time.Second},
+		CNI: CNIConfig{
+			ConfDir: "/etc/cni/net.d",
+			BinDirs: []string{"/opt/cni/bin"},
+			Timeout: duration{Duration: time.Minute},
+		},
+		Registry: RegistryConfig{
+			ConfigDirs:             []string{"/etc/crid/certs.d", "/etc/containerd/certs.d"},
+			MaxConcurrentDownloads: 6,
+			ProgressTimeout:        duration{Duration: time.Minute},
+		},
+	}
+}
+
+const (
+	driverAuto     = "auto"
+	driverCgroupfs = "cgroupfs"
+	driverSystemd  = "systemd"
+
+	logText = "text"
+	logJSON = "json"
+)
+
+// duration is a time.Duration written as "1m30s".
+type duration struct {
+	time.Duration
+	wrong string // what was written instead; validate says so, with key and line
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler. It never fails: the decoder
+// would not say where.
+func (d *duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	*d = duration{Duration: v}
+	if err != nil {
+		d.wrong = string(text)
+	}
+	return nil
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// String leaves out zero units at the end: 1m, not 1m0s.
+func (d duration) String() string {
+	s := d.Duration.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// documented is c as TOML with every key explained.
+func (c Config) documented() ([]byte, error) {
+	text, err := toml.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("print configuration: %w", err)
+	}
+	var b bytes.Buffer
+	b.WriteString("# Configuration of crid. Each key is optional; the values shown are the defaults.\n\n")
+	afterKey := false
+	for line := range strings.Lines(string(text)) {
+		isComment := strings.HasPrefix(line, "#")
+		if isComment && afterKey {
+			b.WriteString("\n")
+		}
+		afterKey = !isComment && strings.Contains(line, "=")
+		b.WriteString(line)
+	}
+	return b.Bytes(), nil
+}
+
+// loadConfig reads file over the defaults. With file "" the usual one is read,
+// if there is one. Each error names the file, the line, the key and what is
+// allowed.
+func loadConfig(file string) (Config, error) {
+	optional := file == ""
+	if optional {
+		file = defaultConfigFile
+	}
+	data, err := os.ReadFile(file)
+	if optional && errors.Is(err, os.ErrNotExist) {
+		data, err = nil, nil
+	}
+	if err != nil {
+		return Config{}, usagef("configuration: %w", err)
+	}
+	return parseConfig(file, data)
+}
+
+func parseConfig(file string, data []byte) (Config, error) {
+	c := Default()
+	err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&c)
+	var unknown *toml.StrictMissingError
+	var wrong *toml.DecodeError
+	switch {
+	case errors.As(err, &unknown):
+		first := &unknown.Errors[0]
+		line, _ := first.Position()
+		return Config{}, usagef("%s:%d: unknown key %q; `crid config default` prints all keys", file, line, strings.Join(first.Key(), "."))
+	case errors.As(err, &wrong):
+		line, _ := wrong.Position()
+		if key := strings.Join(wrong.Key(), "."); key != "" {
+			return Config{}, usagef("%s:%d: %s %s", file, line, key, wrongType(wrong))
+		}
+		return Config{}, usagef("%s:%d: %s", file, line, strings.TrimPrefix(wrong.Error(), "toml: "))
+	case err != nil:
+		return Config{}, usagef("%s: %w", file, err)
+	}
+	if bad := c.validate(); bad != nil {
+		return Config{}, usagef("%s:%d: %s %s", file, lineOf(data, bad.key), bad.key, bad.why)
+	}
+	c.fill()
+	return c, nil
+}
+
+// wrongType says what a value must be, without the decoder's words for Go's types.
+func wrongType(err *toml.DecodeError) string {
+	text := strings.TrimPrefix(err.Error(), "toml: ")
+	for suffix, want := range map[string]string{
+		" of type int": "a whole number", " of type string": "text in quotes", " of type bool": "true or false",
+		" of type []string": "a list of texts", " of type main.CNIConfig": "a section", " of type main.RegistryConfig": "a section",
+	} {
+		if strings.HasSuffix(text, suffix) {
+			return "must be " + want
+		}
+	}
+	return "is wrong: " + text
+}
+
+// fill sets what is derived from other keys.
+func (c *Config) fill() {
+	if c.CNI.CacheDir == "" {
+		c.CNI.CacheDir = filepath.Join(c.Root, "cni")
+	}
+}
+
+// badKey is a key whose value is not allowed.
+type badKey struct{ key, why string }
+
+// validate finds the first key whose value is not allowed.
+func (c *Config) validate() *badKey {
+	for _, p := range []struct {
+		key, value string
+		optional   bool
+	}{
+		{"root", c.Root, false},
+		{"state", c.State, false},
+		{"socket", c.Socket, false},
+		{"netns_dir", c.NetNSDir, false},
+		{"monitor_binary", c.MonitorBinary, true},
+		{"cni.conf_dir", c.CNI.ConfDir, false},
+		{"cni.cache_dir", c.CNI.CacheDir, true},
+	} {
+		if !filepath.IsAbs(p.value) && !(p.optional && p.value == "") {
+			return &badKey{p.key, fmt.Sprintf("is %q, must be an absolute path", p.value)}
+		}
+	}
+	for key, list := range map[string][]string{"cni.bin_dirs": c.CNI.BinDirs, "registry.config_dirs": c.Registry.ConfigDirs} {
+		for _, dir := range list {
+			if !filepath.IsAbs(dir) {
+				return &badKey{key, fmt.Sprintf("has %q, must be a list of absolute paths", dir)}
+			}
+		}
+	}
+	switch {
+	case len(c.Socket) > 107:
+		return &badKey{"socket", fmt.Sprintf("has %d bytes, a unix socket's path at most 107", len(c.Socket))}
+	case len(c.CNI.BinDirs) == 0:
+		return &badKey{"cni.bin_dirs", "is empty, must name at least one folder"}
+	case c.CgroupDriver != driverAuto && c.CgroupDriver != driverCgroupfs && c.CgroupDriver != driverSystemd:
+		return &badKey{"cgroup_driver", fmt.Sprintf("is %q, must be %q, %q or %q", c.CgroupDriver, driverAuto, driverCgroupfs, driverSystemd)}
+	case c.CgroupDriver == driverSystemd && c.CgroupParent != "" && !strings.HasSuffix(c.CgroupParent, ".slice"):
+		return &badKey{"cgroup_parent", fmt.Sprintf("is %q, with the systemd driver it must end in .slice", c.CgroupParent)}
+	case c.CgroupDriver == driverCgroupfs && c.CgroupParent != "" && !filepath.IsAbs(c.CgroupParent):
+		return &badKey{"cgroup_parent", fmt.Sprintf("is %q, with the cgroupfs driver it must begin with /", c.CgroupParent)}
+	case c.LogVerbosity < 0 || c.LogVerbosity > 10:
+		return &badKey{"log_verbosity", fmt.Sprintf("is %d, must be between 0 and 10", c.LogVerbosity)}
+	case c.LogFormat != logText && c.LogFormat != logJSON:
+		return &badKey{"log_format", fmt.Sprintf("is %q, must be %q or %q", c.LogFormat, logText, logJSON)}
+	case c.Registry.MaxConcurrentDownloads < 1 || c.Registry.MaxConcurrentDownloads > 64:
+		return &badKey{"registry.max_concurrent_downloads", fmt.Sprintf("is %d, must be between 1 and 64", c.Registry.MaxConcurrentDownloads)}
+	}
+	for _, d := range []struct {
+		key   string
+		value duration
+	}{{"drain_timeout", c.DrainTimeout}, {"cni.timeout", c.CNI.Timeout}, {"registry.progress_timeout", c.Registry.ProgressTimeout}} {
+		if d.value.wrong != "" {
+			return &badKey{d.key, fmt.Sprintf("is %q, must be a duration such as \"90s\" or \"1m30s\"", d.value.wrong)}
+		}
+		if d.value.Duration < time.Second || d.value.Duration > time.Hour {
+			return &badKey{d.key, fmt.Sprintf("is %s, must be between 1s and 1h", d.value)}
+		}
+	}
+	return nil
+}
+
+// lineOf is the line of a key in TOML; 1 when it cannot be found (a key within
+// an inline table).
+func lineOf(data []byte, key string) int {
+	section, n := "", 0
+	for line := range strings.Lines(string(data)) {
+		n++
+		line = strings.TrimSpace(line)
+		if name, ok := strings.CutPrefix(line, "["); ok {
+			name, _, _ = strings.Cut(name, "]")
+			section = strings.TrimSpace(name) + "."
+			continue
+		}
+		name, _, ok := strings.Cut(line, "=")
+		if ok && section+strings.TrimSpace(name) == key {
+			return n
+		}
+	}
+	return 1
+}

@@ -1,0 +1,195 @@
+// crid is a container runtime for Kubernetes nodes: it serves the Container
+// Runtime Interface on a unix socket, and has commands for those who look
+// after a node.
+//
+// This folder is where all parts meet: flags and configuration (main.go,
+// config.go), the daemon's life (serve.go), its link to the monitor (link.go),
+// and the commands, one file each.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+)
+
+const usage = `crid is a container runtime for Kubernetes nodes.
+
+usage:
+  crid [--config FILE]                  serve CRI until SIGTERM or SIGINT
+  crid [--config FILE] COMMAND ...
+
+commands:
+  config default                        print the configuration with every key explained
+  config check                          read the configuration and say what is wrong
+  image import [--name NAME] FILE|-     take images out of an archive (OCI or docker save)
+  image list                            list images
+  image pull NAME                       pull an image
+  image remove NAME|ID                  remove an image
+  pods                                  list pod sandboxes
+  check                                 compare records, monitor, cgroups, mounts and namespaces
+
+flags:
+  --config FILE    configuration (default ` + defaultConfigFile + `, if there is one)
+  --help           this text
+  --version        version of crid
+
+exit codes: 0 done, 1 it did not work, 2 the command line or the configuration is wrong
+`
+
+func main() {
+	p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	os.Exit(p.run(context.Background(), os.Args[1:]))
+}
+
+// program is one run of crid.
+type program struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// usageError is a wrong command line or configuration: exit code 2.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// run does what args say and returns the exit code.
+func (p program) run(ctx context.Context, args []string) int {
+	err := p.command(ctx, args)
+	var wrong usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(p.out, usage)
+		return 0
+	case errors.As(err, &wrong):
+		fmt.Fprintf(p.err, "crid: %v\n", err)
+		return 2
+	default:
+		fmt.Fprintf(p.err, "crid: %v\n", err)
+		return 1
+	}
+}
+
+func (p program) command(ctx context.Context, args []string) error {
+	flags := newFlags("crid")
+	file := flags.String("config", "", "")
+	showVersion := flags.Bool("version", false, "")
+	args, err := parseFlags(flags, args)
+	if err != nil {
+		return err
+	}
+	if *showVersion {
+		fmt.Fprintf(p.out, "crid %s (%s, %s/%s)\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		return nil
+	}
+	// What is wrong with the command is said before the configuration is read.
+	do, err := p.find(args)
+	if err != nil {
+		return err
+	}
+	return do(ctx, func() (Config, error) { return loadConfig(*file) })
+}
+
+// action is a command with its arguments checked. It reads the configuration if
+// it needs it.
+type action func(ctx context.Context, load func() (Config, error)) error
+
+// configured is an action that needs the configuration.
+func configured(do func(context.Context, Config) error) action {
+	return func(ctx context.Context, load func() (Config, error)) error {
+		c, err := load()
+		if err != nil {
+			return err
+		}
+		return do(ctx, c)
+	}
+}
+
+func (p program) find(args []string) (action, error) {
+	if len(args) == 0 {
+		return configured(p.serve), nil
+	}
+	name, rest := args[0], args[1:]
+	switch name {
+	case "config":
+		return p.configCommand(rest)
+	case "image":
+		return p.imageCommand(rest)
+	case "pods":
+		return configured(p.pods), noArguments(name, rest)
+	case "check":
+		return configured(p.check), noArguments(name, rest)
+	case "help":
+		return nil, flag.ErrHelp
+	}
+	return nil, usagef("unknown command %q; `crid --help` lists them", name)
+}
+
+func (p program) configCommand(args []string) (action, error) {
+	switch strings.Join(args, " ") {
+	case "default":
+		return func(context.Context, func() (Config, error)) error {
+			text, err := Default().documented()
+			if err != nil {
+				return err
+			}
+			_, err = p.out.Write(text)
+			return err
+		}, nil
+	case "check":
+		return configured(func(context.Context, Config) error {
+			_, err := fmt.Fprintln(p.out, "the configuration is right")
+			return err
+		}), nil
+	}
+	return nil, usagef("`crid config` takes \"default\" or \"check\", not %q", strings.Join(args, " "))
+}
+
+func noArguments(command string, args []string) error {
+	if len(args) > 0 {
+		return usagef("`crid %s` takes no argument, but was given %q", command, args[0])
+	}
+	return nil
+}
+
+// newFlags is a set of flags whose errors are the caller's to print.
+func newFlags(name string) *flag.FlagSet {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.Usage = func() {}
+	return f
+}
+
+// parseFlags parses args and returns what follows the flags.
+func parseFlags(f *flag.FlagSet, args []string) ([]string, error) {
+	err := f.Parse(args)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		return nil, usagef("%w; `%s --help` lists the flags", err, "crid")
+	}
+	return f.Args(), err
+}
+
+// buildVersion is set by the linker, see Makefile.
+var buildVersion string
+
+// version is that of the build, else that of the module.
+func version() string {
+	v := buildVersion
+	if b, ok := debug.ReadBuildInfo(); v == "" && ok {
+		v = b.Main.Version
+	}
+	if v == "" || v == "(devel)" {
+		return "0.0.0-unknown"
+	}
+	return strings.TrimPrefix(v, "v")
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"crid": main})
+}
+
+// TestScripts runs testdata/*.txtar. Beside testscript's own commands there are
+// "exits CODE PROGRAM ARGS...", which checks the exit code, and "config FILE",
+// which writes a configuration with all folders below $WORK.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "config": writeConfig},
+	})
+}
+
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARGS...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	var exit *exec.ExitError
+	switch err := ts.Exec(args[1], args[2:]...); {
+	case errors.As(err, &exit):
+		got = exit.ExitCode()
+	case err != nil:
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("%v exits with %d, want %d", args[1:], got, want)
+	}
+}
+
+func writeConfig(ts *testscript.TestScript, _ bool, args []string) {
+	c := Default()
+	for _, p := range []*string{&c.Root, &c.State, &c.Socket, &c.NetNSDir, &c.CNI.ConfDir} {
+		*p = ts.MkAbs("." + *p)
+	}
+	c.CgroupParent, c.CgroupDriver = "/crid-cli-test", driverCgroupfs
+	text, err := c.documented()
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), text, 0o600))
+}

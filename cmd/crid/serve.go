@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
+
+	"github.com/cridproject/crid/cni"
+	"github.com/cridproject/crid/cri"
+	"github.com/cridproject/crid/image"
+	"github.com/cridproject/crid/internal/sys"
+	"github.com/cridproject/crid/sandbox"
+	"github.com/cridproject/crid/sandbox/spec/host"
+)
+
+const (
+	// maxMessage bounds a gRPC message both ways: kubelet's own limit.
+	maxMessage = 16 << 20
+	// socketMode lets root's group manage pods, as with other runtimes.
+	socketMode = 0o660
+	// rootMode and stateMode let other users pass through to what is theirs, such
+	// as a container's files, and list nothing.
+	rootMode, stateMode = 0o711, 0o711
+)
+
+// daemon is all parts of a crid that serves.
+type daemon struct {
+	config  Config
+	link    link
+	images  *image.Store
+	network *cni.Network
+	manager *sandbox.Manager
+	server  *grpc.Server
+	admin   *http.Server
+
+	background sync.WaitGroup
+	closers    []func() // in the order of making; called backwards
+}
+
+// serve is the daemon: it builds the parts, serves until a signal comes, and
+// goes. Containers and the monitor stay.
+func (p program) serve(ctx context.Context, c Config) error {
+	if err := setUpLogging(c, p.err); err != nil {
+		return err
+	}
+	syscall.Umask(0o022) //nolint:forbidigo // the program's own, before there is anything else in it
+	// Caught and dropped, not ignored: a lost reader of the log must not end crid,
+	// and ignoring would be inherited by plugins.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	log := klog.Background()
+	ctx = klog.NewContext(ctx, log)
+	log.Info("Starting crid", "version", version(), "pid", os.Getpid(), "root", c.Root, "state", c.State)
+
+	d := &daemon{config: c}
+	defer d.close()
+	cri, admin, err := d.build(ctx)
+	if err != nil {
+		return err
+	}
+	return d.run(ctx, stop, cri, admin)
+}
+
+// build makes the parts, each before those that need it. The sockets are the
+// last: when they open, everything has been recovered.
+func (d *daemon) build(ctx context.Context) (criSocket, adminSocket net.Listener, err error) {
+	if err := d.folders(); err != nil {
+		return nil, nil, err
+	}
+	unlock, err := lockRoot(d.config.Root)
+	if err != nil {
+		return nil, nil, err
+	}
+	d.closers = append(d.closers, unlock)
+	// Now rather than after minutes of recovery.
+	if err := removeStale(ctx, d.config.Socket); err != nil {
+		return nil, nil, err
+	}
+	if err := d.parts(ctx); err != nil {
+		return nil, nil, err
+	}
+	if adminSocket, err = listen(ctx, adminPath(d.config), 0o600); err != nil {
+		return nil, nil, err
+	}
+	if criSocket, err = listen(ctx, d.config.Socket, socketMode); err != nil {
+		_ = adminSocket.Close()
+		return nil, nil, err
+	}
+	return criSocket, adminSocket, nil
+}
+
+func (d *daemon) folders() error {
+	c := d.config
+	for _, f := range []struct {
+		path string
+		mode os.FileMode
+	}{{c.Root, rootMode}, {c.State, stateMode}, {c.NetNSDir, 0o755}, {c.CNI.CacheDir, 0o700}} {
+		if err := os.MkdirAll(f.path, f.mode); err != nil {
+			return fmt.Errorf("make folder: %w", err)
+		}
+	}
+	return nil
+}
+
+func (d *daemon) parts(ctx context.Context) error {
+	c := d.config
+	facts, err := host.Probe()
+	if err != nil {
+		return err
+	}
+	driver := c.cgroupDriver()
+	klog.FromContext(ctx).Info("Looked at the node", "cgroups", sys.CgroupMode().String(), "cgroupDriver", driver,
+		"controllers", facts.Controllers, "appArmor", facts.HasAppArmor, "seLinux", facts.HasSELinux, "minOOMScoreAdj", facts.MinOOMScoreAdj)
+	if d.images, err = openStore(c); err != nil {
+		return err
+	}
+	d.closers = append(d.closers, func() { _ = d.images.Close() })
+	d.network, err = cni.New(cni.Options{
+		ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, CacheDir: c.CNI.CacheDir, Timeout: c.CNI.Timeout.Duration,
+	})
+	if err != nil {
+		return err
+	}
+	d.link.options = spawnOptions(c)
+	d.manager, err = sandbox.New(ctx, sandbox.Options{
+		Root: c.Root, StateDir: c.State, NetNSDir: c.NetNSDir,
+		Network: d.network, Images: d.images, ConnectMonitor: d.link.connect,
+		CgroupParent: c.CgroupParent, SystemdCgroup: driver == driverSystemd,
+		Host: facts, StrictMounts: c.StrictMounts,
+	})
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, d.manager.Close)
+	server, err := cri.New(cri.Options{
+		Sandboxes: d.manager, Images: d.images,
+		NetworkStatus: d.network.Status, RuntimeStatus: d.link.status,
+		CgroupDriver: driver, Version: version(),
+		Config: verboseConfig{c, c.State, c.Root}, MonitorDump: d.link.dump,
+	})
+	if err != nil {
+		return err
+	}
+	log := klog.FromContext(ctx)
+	d.server = grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.UnaryInterceptor(cri.UnaryInterceptor(log)), grpc.StreamInterceptor(cri.StreamInterceptor(log)),
+	)
+	server.Register(d.server)
+	d.admin = newAdminServer(ctx, d.images)
+	return nil
+}
+
+// verboseConfig is what a verbose Status shows: tools look for these two names.
+type verboseConfig struct {
+	Config
+	StateDir string `json:"stateDir"`
+	RootDir  string `json:"rootDir"`
+}
+
+// run serves until ctx ends or a server fails.
+func (d *daemon) run(ctx context.Context, stop context.CancelFunc, criSocket, adminSocket net.Listener) error {
+	failed := make(chan error, 3)
+	d.background.Go(func() { failed <- d.server.Serve(criSocket) })
+	d.background.Go(func() { failed <- d.admin.Serve(adminSocket) })
+	d.background.Go(func() {
+		if err := d.network.Watch(ctx); err != nil && ctx.Err() == nil {
+			failed <- err
+		}
+	})
+	d.background.Go(func() { dumpOnSignal(ctx) })
+
+	log := klog.FromContext(ctx)
+	log.Info("Serving CRI", "path", d.config.Socket)
+	if err := notify("READY=1"); err != nil {
+		log.Error(err, "Could not tell the service manager that crid is ready")
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		log.Info("Stopping: containers run on")
+	case err = <-failed:
+		err = fmt.Errorf("serve: %w", err)
+	}
+	stop() // a second signal ends the process at once
+	_ = notify("STOPPING=1")
+	d.drain()
+	return err
+}
+
+// drain lets requests under way finish, for a while.
+func (d *daemon) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), d.config.DrainTimeout.Duration)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		d.server.GracefulStop()
+		close(done)
+	}()
+	if err := d.admin.Shutdown(ctx); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		_ = d.admin.Close()
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+		klog.Background().Info("Cutting off requests that did not finish in time", "duration", d.config.DrainTimeout.Duration)
+		d.server.Stop()
+		<-done
+	}
+	d.background.Wait()
+}
+
+// close ends the parts, the last first.
+func (d *daemon) close() {
+	for i := len(d.closers) - 1; i >= 0; i-- {
+		d.closers[i]()
+	}
+	klog.Flush()
+}
+
+// cgroupDriver resolves "auto".
+func (c Config) cgroupDriver() string {
+	switch {
+	case c.CgroupDriver != driverAuto:
+		return c.CgroupDriver
+	case sys.SystemdBooted() && sys.CgroupMode() == sys.CgroupUnified:
+		return driverSystemd
+	}
+	return driverCgroupfs
+}
+
+// openStore opens the image store. The caller holds the lock of root.
+func openStore(c Config) (*image.Store, error) {
+	return image.New(image.Options{
+		Root:            filepath.Clean(c.Root),
+		RegistryDirs:    c.Registry.ConfigDirs,
+		MaxDownloads:    c.Registry.MaxConcurrentDownloads,
+		ProgressTimeout: c.Registry.ProgressTimeout.Duration,
+	})
+}

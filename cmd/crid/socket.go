@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// listen opens a unix socket. One that a dead process left is replaced; one on
+// which somebody answers is an error.
+//
+// Preconditions: lockRoot's lock is held, so that of two crids with one
+// configuration only one comes here.
+func listen(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("folder of socket: %w", err)
+	}
+	if err := removeStale(ctx, path); err != nil {
+		return nil, err
+	}
+	// Until chmod only root can connect: that takes write permission, which the
+	// umask of any service withholds from others.
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("open socket: %w", err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("open socket: %w", err)
+	}
+	return l, nil
+}
+
+// tryConnect reports whether somebody answers on a socket, and if not why.
+func tryConnect(ctx context.Context, path string) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func removeStale(ctx context.Context, path string) error {
+	err := tryConnect(ctx, path)
+	switch {
+	case err == nil:
+		return fmt.Errorf("socket %s: another process serves it; stop that one, or give this crid another socket, root and state", path)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case !errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("socket %s: %w", path, err)
+	}
+	// A plain file refuses connections too, and is not ours to remove.
+	if st, err := os.Lstat(path); err != nil || st.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("socket %s: there is something else than a socket at this path", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("remove the socket of a crid that died: %w", err)
+	}
+	return nil
+}
+
+// errLocked says that another crid uses the same root.
+var errLocked = errors.New("another crid uses it")
+
+// lockRoot makes this process the only one that uses root, until unlock or its
+// end. The file holds the owner's process ID, for people and error texts.
+func lockRoot(root string) (unlock func(), err error) {
+	if err := os.MkdirAll(root, 0o711); err != nil {
+		return nil, fmt.Errorf("make root folder: %w", err)
+	}
+	path := filepath.Join(root, "crid.lock") // the store has a lock of its own
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock root folder: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		owner, _ := os.ReadFile(path)
+		_ = f.Close()
+		return nil, fmt.Errorf("root folder %s: %w (process %s)", root, errLocked, strings.TrimSpace(string(owner)))
+	}
+	if err = f.Truncate(0); err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock root folder: %w", err)
+	}
+	return func() { _ = f.Close() }, nil
+}
