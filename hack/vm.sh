@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# vm.sh runs tests in a VM, for what the machine's own kernel may lack: cgroup v2
+# with all controllers, systemd as cgroup manager, AppArmor.
+#
+#   hack/vm.sh build            make the VM unless it is there and up to date
+#   hack/vm.sh run COMMAND      boot, run COMMAND (for bash) with bin/ at /mnt, exit as it did
+#   hack/vm.sh test [PART...]   run tests in it and print `go test -json`:
+#                                 kernel          the packages that touch the kernel
+#                                 e2e-cgroupfs    test/e2e with that cgroup driver
+#                                 e2e-systemd     test/e2e with that cgroup driver
+#                               (default: all of them)
+#
+# Environment:
+#   CRID_VM_DIR       where the VM is kept (/var/cache/crid-vm)
+#   CRID_VM_RUN       tests to run in test/e2e, as for go test -run (all)
+#   CRID_VM_KERNEL    uml-deb (default: Debian's ready-made kernel), uml or tcg;
+#                     see hack/vm/build-vm.sh
+#
+# The VM is User-Mode Linux: it needs root for its root file system, but no
+# virtualisation. System calls in it are slow, so nothing is measured there.
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+export VM_DIR=${CRID_VM_DIR:-/var/cache/crid-vm}
+kernel=${CRID_VM_KERNEL:-uml-deb}
+limit=1500 # seconds for one boot and what runs in it
+
+build() {
+	need_root
+	local key
+	key="$kernel $(cat hack/vm/build-vm.sh hack/vm/guest/* | sha256sum | cut -d' ' -f1)"
+	[ "$(cat "$VM_DIR/made-of" 2>/dev/null)" != "$key" ] || return 0
+	hack/deps.sh vm
+	mkdir -p "$VM_DIR"
+	# One build at a time on a machine; the other one then finds it made.
+	exec 9>"$VM_DIR/lock"
+	flock 9
+	if [ "$(cat "$VM_DIR/made-of" 2>/dev/null)" != "$key" ]; then
+		say "making the VM in $VM_DIR (a minute or two)"
+		rm -f "$VM_DIR/made-of"
+		hack/vm/build-vm.sh rootfs "$kernel" image >"$VM_DIR/build.log" 2>&1 9>&- || {
+			tail -n 40 "$VM_DIR/build.log" >&2
+			die "could not make the VM; the whole log is $VM_DIR/build.log"
+		}
+		echo "$key" >"$VM_DIR/made-of"
+	fi
+	exec 9>&-
+}
+
+boot() {
+	local backend=uml
+	[ "$kernel" != tcg ] || backend=tcg
+	hack/vm/run-vm.sh --share "$PWD/bin" --backend "$backend" --timeout "$limit" --mem 4096 -- "$1"
+}
+
+# compile puts everything that runs in the VM into bin/vm.
+compile() {
+	local to=bin/vm p
+	rm -rf "$to"
+	mkdir -p "$to/kernel"
+	make -s --no-print-directory build
+	cp -a bin/crid bin/crid-monitor bin/cni "$to/"
+	go test -c -ldflags '-s -w' -o "$to/e2e.test" ./test/e2e
+	# Each test binary runs in a copy of its package's folder, for its testdata.
+	go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}' \
+		./internal/... ./image/... ./cni/... ./monitor/... ./sandbox/... | grep -v internal/repotest |
+		while read -r path dir; do
+			p=$to/kernel/${path//\//%}
+			mkdir -p "$p"
+			[ ! -d "$dir/testdata" ] || cp -a "$dir/testdata" "$p/"
+			go test -c -tags runc_nocriu,seccomp -ldflags '-s -w' -o "$p/pkg.test" "$path"
+		done
+}
+
+# in_vm is the script that the VM runs: the parts named, from its own disk.
+in_vm() {
+	cat <<-'E'
+		set -u
+		mkdir -p /srv/t && cp -a /mnt/vm/. /srv/t/ && cd /srv/t || exit 1
+		export CRID_REQUIRE_ROOT=1 CRID_CNI_BIN=/srv/t/cni TMPDIR=/srv/tmp
+		mkdir -p $TMPDIR
+		rc=0
+		kernel() {
+			for d in kernel/*; do
+				echo "package ${d#kernel/}"
+				(cd "$d" && ./pkg.test -test.v=test2json -test.timeout 10m) 2>&1 || rc=1
+			done
+		}
+		e2e() {
+			echo "package test%e2e%$1"
+			./e2e.test -test.v=test2json -test.timeout 20m -test.run "$run" -crid ./crid -monitor ./crid-monitor -cni-bin ./cni -cgroup-driver "$1" 2>&1 || rc=1
+		}
+	E
+	printf 'run=%q\n' "${CRID_VM_RUN:-.}"
+	local part
+	for part; do
+		case $part in
+		kernel) echo kernel ;;
+		e2e-cgroupfs | e2e-systemd) echo "e2e ${part#e2e-}" ;;
+		*) die "no such part: $part (kernel, e2e-cgroupfs, e2e-systemd)" ;;
+		esac
+	done
+	echo 'echo "package"; exit $rc'
+}
+
+# to_json cuts what the VM prints at its lines "package PATH" and has go's own
+# tool make events of each piece.
+to_json() {
+	local package='' line piece ended=0
+	piece=$(mktemp)
+	while IFS= read -r line; do
+		case $line in
+		package | "package "*)
+			if [ -n "$package" ]; then
+				go tool test2json -t -p "$package" <"$piece"
+			fi
+			package=${line#package}
+			package=${package# }
+			package=${package//%//}
+			[ -n "$package" ] || ended=1
+			: >"$piece"
+			;;
+		*) printf '%s\n' "$line" >>"$piece" ;;
+		esac
+	done
+	# The last line is an empty "package", unless the VM did not get to the end.
+	if [ "$ended" = 0 ]; then
+		[ -z "$package" ] || go tool test2json -t -p "$package" <"$piece"
+		echo '{"Action":"output","Package":"vm","Output":"the VM ended before its tests did\n"}'
+		echo '{"Action":"fail","Package":"vm"}'
+	fi
+	rm -f "$piece"
+}
+
+tests() {
+	[ $# -gt 0 ] || set -- kernel e2e-cgroupfs e2e-systemd
+	local script rc=0
+	script=$(in_vm "$@")
+	need_go
+	build
+	compile >&2
+	say "booting the VM for $*"
+	boot "$script" | to_json || rc=$?
+	return "$rc"
+}
+
+what=${1-}
+shift || true
+case $what in
+build) build ;;
+run)
+	build
+	mkdir -p bin
+	boot "$*"
+	;;
+test) tests "$@" ;;
+*) die "build, run or test?" ;;
+esac
