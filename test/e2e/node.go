@@ -28,7 +28,7 @@ type Programs struct {
 
 // Node is one machine's worth of crid: a daemon, its monitor, a network, a registry.
 type Node struct {
-	T        *testing.T
+	T        testing.TB
 	Programs Programs
 	Dir      string // everything of this node is below it, but cgroups and links
 	Config   string // crid's configuration file
@@ -60,7 +60,7 @@ type NodeOptions struct {
 
 // NewNode makes and starts a node, and takes it down when t ends: all pods are
 // removed and the test fails if anything is left.
-func NewNode(t *testing.T, o NodeOptions) *Node {
+func NewNode(t testing.TB, o NodeOptions) *Node {
 	t.Helper()
 	n := &Node{T: t, Programs: programs(t)}
 	// Not t.TempDir: a unix socket's path has room for 107 bytes.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -209,9 +210,13 @@ func (n *Node) RemoveAll() {
 	}
 }
 
+// polls are the log lines of what this package asks again and again.
+var polls = regexp.MustCompile(`(?m)^.*rpc="(Status|ContainerStatus|Version)".*err=<?nil.*\n|^.*"Handled request" rpc="(Status|ContainerStatus|Version)" request=\d+ duration="[^"]*"\n`)
+
 // tail is the end of a long text, for failure messages.
 func tail(s string) string {
 	const most = 6000
+	s = polls.ReplaceAllString(s, "")
 	if len(s) > most {
 		s = s[len(s)-most:]
 	}

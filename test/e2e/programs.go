@@ -16,7 +16,7 @@ var (
 	keep        bool
 )
 
-func programs(t *testing.T) Programs {
+func programs(t testing.TB) Programs {
 	t.Helper()
 	if thePrograms.Crid == "" {
 		t.Fatal("e2e: nodes can be made by this package's tests only")

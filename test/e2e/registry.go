@@ -29,11 +29,11 @@ type Registry struct {
 	// Break, when set, answers a request in the registry's stead if it returns true.
 	Break atomic.Pointer[func(http.ResponseWriter, *http.Request) bool]
 
-	t *testing.T
+	t testing.TB
 }
 
 // NewRegistry starts a registry that ends with t.
-func NewRegistry(t *testing.T) *Registry {
+func NewRegistry(t testing.TB) *Registry {
 	r := &Registry{t: t}
 	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -76,7 +76,7 @@ type File struct {
 }
 
 // Tar is files as an archive.
-func Tar(t *testing.T, files []File) []byte {
+func Tar(t testing.TB, files []File) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -104,7 +104,7 @@ func Tar(t *testing.T, files []File) []byte {
 }
 
 // Layer is files as a gzip layer.
-func Layer(t *testing.T, files ...File) v1.Layer {
+func Layer(t testing.TB, files ...File) v1.Layer {
 	t.Helper()
 	b := Tar(t, files)
 	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
@@ -115,7 +115,7 @@ func Layer(t *testing.T, files ...File) v1.Layer {
 }
 
 // Image puts layers and a configuration together.
-func Image(t *testing.T, cfg v1.Config, layers ...v1.Layer) v1.Image {
+func Image(t testing.TB, cfg v1.Config, layers ...v1.Layer) v1.Image {
 	t.Helper()
 	img, err := mutate.AppendLayers(empty.Image, layers...)
 	if err != nil {
@@ -135,7 +135,7 @@ func Image(t *testing.T, cfg v1.Config, layers ...v1.Layer) v1.Image {
 }
 
 // BusyboxLayer is the machine's static busybox with a link for each applet.
-func BusyboxLayer(t *testing.T) v1.Layer {
+func BusyboxLayer(t testing.TB) v1.Layer {
 	t.Helper()
 	const bb = "/bin/busybox"
 	prog, err := os.ReadFile(bb)
@@ -166,13 +166,13 @@ func BusyboxLayer(t *testing.T) v1.Layer {
 }
 
 // Busybox is an image of the machine's busybox that runs a shell.
-func Busybox(t *testing.T) v1.Image {
+func Busybox(t testing.TB) v1.Image {
 	t.Helper()
 	return Image(t, v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin", "FROM_IMAGE=yes"}}, BusyboxLayer(t))
 }
 
 // WriteDockerArchive writes img as `docker save` would.
-func WriteDockerArchive(t *testing.T, path, ref string, img v1.Image) {
+func WriteDockerArchive(t testing.TB, path, ref string, img v1.Image) {
 	t.Helper()
 	tag, err := name.NewTag(ref)
 	if err != nil {

@@ -104,9 +104,10 @@ func (n *Node) left(before machine) []string {
 		}
 	}
 	for _, m := range now.mounts {
-		// The shared mount over the folder of the namespaces and the monitor's
-		// private one over its root file systems are one each for the node.
-		if m != n.path("netns") && m != n.path("state", "monitor", "rootfs") {
+		// Shared mounts over the folders of the namespaces and of the sandboxes'
+		// files, and the monitor's private one over its root file systems, are
+		// one each for the node.
+		if m != n.path("netns") && m != n.path("state", "sandboxes") && m != n.path("state", "monitor", "rootfs") {
 			left = append(left, "mount "+m)
 		}
 	}
@@ -180,8 +181,10 @@ func (n *Node) statusInfo() statusInfo {
 		n.T.Fatalf("Status = %v", err)
 	}
 	var s statusInfo
-	if err := json.Unmarshal([]byte(r.Info["crid"]), &s); err != nil {
-		n.T.Fatalf("verbose status, crid: %v in %q", err, r.Info)
+	for key, into := range map[string]any{"goroutines": &s.Goroutines, "monitor": &s.Monitor} {
+		if err := json.Unmarshal([]byte(r.Info[key]), into); err != nil {
+			n.T.Fatalf("verbose status, %s: %v in %q", key, err, r.Info)
+		}
 	}
 	return s
 }
@@ -239,6 +242,12 @@ func (n *Node) settle(ok func() bool) {
 	}
 }
 
+// ended reports whether a process is gone, or waits only for its parent to look.
+func ended(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || bytes.Contains(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" Z "))
+}
+
 // close ends the node: pods, daemon, monitor, bridge, folder; and tells what was left.
 func (n *Node) close(before machine) {
 	if n.daemon != nil && !n.Alive() {
@@ -253,7 +262,7 @@ func (n *Node) close(before machine) {
 	n.Stop()
 	if monitor > 0 {
 		_ = syscall.Kill(monitor, syscall.SIGTERM)
-		n.settle(func() bool { return syscall.Kill(monitor, 0) != nil })
+		n.settle(func() bool { return ended(monitor) })
 	}
 	for _, p := range n.processes() {
 		n.T.Errorf("left behind: process %d %s", p.pid, p.cmdline)

@@ -1,0 +1,303 @@
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// The benchmarks are what kubelet waits for, over gRPC, as a client sees it:
+//
+//	go test ./test/e2e -run '^$' -bench . -crid bin/crid -monitor bin/crid-monitor
+//
+// With -endpoint they run against another runtime, which must have the image
+// and a network, for a comparison on the same machine.
+var (
+	endpointFlag = flag.String("endpoint", "", "benchmark the runtime that serves here (unix:///...) instead of a crid of our own")
+	imageFlag    = flag.String("bench-image", BusyboxRef, "image of the benchmarks' containers, with -endpoint: it must be there")
+	programsFlag = flag.String("bench-programs", "crid,crid-monitor", "names of the runtime's processes, for their memory")
+)
+
+// benchNode is a node for benchmarks: crid's, or whatever serves at -endpoint.
+func benchNode(b *testing.B) *Node {
+	b.Helper()
+	if *endpointFlag == "" {
+		n := NewNode(b, NodeOptions{Config: map[string]string{"log_verbosity": "0"}})
+		n.PullBusybox()
+		return n
+	}
+	dir := b.TempDir()
+	n := &Node{T: b, Dir: dir, Cgroup: "/crid-bench"}
+	conn, err := grpc.NewClient(*endpointFlag, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	n.Runtime, n.Images = cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
+	b.Cleanup(func() {
+		n.RemoveAll()
+		_ = conn.Close()
+	})
+	return n
+}
+
+func (n *Node) benchPod(i int, hostNetwork bool) *cri.PodSandboxConfig {
+	p := n.PodConfig(fmt.Sprintf("bench-%d-%d", os.Getpid(), i))
+	if hostNetwork {
+		p.Hostname = ""
+		p.Linux.SecurityContext.NamespaceOptions.Network = cri.NamespaceMode_NODE
+	}
+	return p
+}
+
+func (n *Node) benchContainer(name string, args ...string) *cri.ContainerConfig {
+	c := n.ContainerConfig(name, args...)
+	c.Image.Image = *imageFlag
+	return c
+}
+
+func benchmarkSandbox(b *testing.B, hostNetwork bool) {
+	n := benchNode(b)
+	n.RemovePod(n.RunPod(n.benchPod(-1, hostNetwork)))
+	i := 0
+	for b.Loop() {
+		pod := n.RunPod(n.benchPod(i, hostNetwork))
+		b.StopTimer()
+		n.RemovePod(pod)
+		b.StartTimer()
+		i++
+	}
+}
+
+func BenchmarkRunPodSandboxHostNetwork(b *testing.B) { benchmarkSandbox(b, true) }
+func BenchmarkRunPodSandboxCNI(b *testing.B)         { benchmarkSandbox(b, false) }
+
+// BenchmarkContainer times each call in a container's life.
+func BenchmarkContainer(b *testing.B) {
+	n := benchNode(b)
+	p := n.benchPod(0, true)
+	pod := n.RunPod(p)
+	var create, start, stop, remove time.Duration
+	began := time.Now()
+	lap := func(d *time.Duration) {
+		*d += time.Since(began)
+		began = time.Now()
+	}
+	i := 0
+	for b.Loop() {
+		c := n.benchContainer(fmt.Sprintf("c%d", i), "sleep", "1000")
+		began = time.Now()
+		id := n.CreateContainer(pod, p, c)
+		lap(&create)
+		n.StartContainer(id)
+		lap(&start)
+		if _, err := n.Runtime.StopContainer(n.Ctx(), &cri.StopContainerRequest{ContainerId: id}); err != nil {
+			b.Fatal(err)
+		}
+		lap(&stop)
+		if _, err := n.Runtime.RemoveContainer(n.Ctx(), &cri.RemoveContainerRequest{ContainerId: id}); err != nil {
+			b.Fatal(err)
+		}
+		lap(&remove)
+		i++
+	}
+	for name, d := range map[string]time.Duration{"create": create, "start": start, "stop": stop, "remove": remove} {
+		b.ReportMetric(float64(d.Microseconds())/1000/float64(i), name+"-ms")
+	}
+}
+
+func BenchmarkExecSync(b *testing.B) {
+	n := benchNode(b)
+	p := n.benchPod(0, true)
+	pod := n.RunPod(p)
+	id := n.Run(pod, p, n.benchContainer("main", "sleep", "1000"))
+	for b.Loop() {
+		n.Exec(id, "true")
+	}
+}
+
+// memory is the private and the proportional bytes of the runtime's processes,
+// and how many there are.
+func (n *Node) memory() (private, pss, processes int) {
+	names := strings.Split(*programsFlag, ",")
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range dirs {
+		cmdline, _ := os.ReadFile(d + "/cmdline")
+		arg0, _, _ := strings.Cut(string(cmdline), "\x00")
+		found := false
+		for _, name := range names {
+			found = found || filepath.Base(arg0) == name
+		}
+		if !found || *endpointFlag == "" && !n.owns(d) {
+			continue
+		}
+		rollup, err := os.ReadFile(d + "/smaps_rollup")
+		if err != nil {
+			continue
+		}
+		processes++
+		for line := range strings.Lines(string(rollup)) {
+			var kib int
+			key, rest, _ := strings.Cut(line, ":")
+			_, _ = fmt.Sscan(rest, &kib)
+			switch key {
+			case "Private_Clean", "Private_Dirty":
+				private += kib
+			case "Pss":
+				pss += kib
+			}
+		}
+	}
+	return private, pss, processes
+}
+
+// owns reports whether the process is of this node.
+func (n *Node) owns(dir string) bool {
+	pid := filepath.Base(dir)
+	return pid == itoa(n.daemonPID()) || pid == itoa(n.MonitorPID())
+}
+
+// BenchmarkSixtyPods is a node that comes up: 60 pods with a container each, 8 at a time.
+func BenchmarkSixtyPods(b *testing.B) {
+	n := benchNode(b)
+	n.RemovePod(n.RunPod(n.benchPod(-1, false)))
+	const pods, atOnce = 60, 8
+	for b.Loop() {
+		before, pss, _ := n.memory()
+		began := time.Now()
+		var wg sync.WaitGroup
+		next := make(chan int)
+		for range atOnce {
+			wg.Go(func() {
+				for i := range next {
+					p := n.benchPod(i, false)
+					n.Run(n.RunPod(p), p, n.benchContainer("main", "sleep", "1000"))
+				}
+			})
+		}
+		for i := range pods {
+			next <- i
+		}
+		close(next)
+		wg.Wait()
+		b.ReportMetric(time.Since(began).Seconds(), "up-s")
+		after, _, processes := n.memory()
+		b.ReportMetric(float64(after-before)/pods, "private-KiB/pod")
+		b.ReportMetric(float64(pss)/1024, "idle-PSS-MiB")
+		b.ReportMetric(float64(processes), "processes")
+		began = time.Now()
+		n.RemoveAll()
+		b.ReportMetric(time.Since(began).Seconds(), "down-s")
+	}
+}
+
+// BenchmarkLog is the throughput of a container's stdout into its log.
+func BenchmarkLog(b *testing.B) {
+	n := benchNode(b)
+	p := n.benchPod(0, true)
+	pod := n.RunPod(p)
+	const mib = 512
+	i := 0
+	for b.Loop() {
+		// Lines of 100 bytes, made once, then poured out.
+		c := n.benchContainer(fmt.Sprintf("log%d", i), "sh", "-c",
+			"yes "+strings.Repeat("x", 99)+" | head -c 8388608 > /tmp/f; for i in $(seq 64); do cat /tmp/f; done")
+		began := time.Now()
+		id := n.Run(pod, p, c)
+		n.WaitExit(id)
+		b.ReportMetric(mib/time.Since(began).Seconds(), "MiB/s")
+		if err := os.Remove(filepath.Join(p.LogDirectory, c.LogPath)); err != nil {
+			b.Error(err)
+		}
+		i++
+	}
+}
+
+// BenchmarkPull pulls, unpacks and removes an image of ten layers made of this
+// machine's Go toolchain. The registry and the compression are ours, in this
+// process; with one machine for both, the registry's share is in the figure.
+func BenchmarkPull(b *testing.B) {
+	n := benchNode(b)
+	if *endpointFlag != "" {
+		b.Skip("the registry's address would have to be in the other runtime's configuration")
+	}
+	img, bytes, files := bigImage(b)
+	n.Registry.Push("bench/big:1", img)
+	var pull, remove time.Duration
+	i := 0
+	for b.Loop() {
+		began := time.Now()
+		id := n.Pull("registry.k8s.io/bench/big:1")
+		pull += time.Since(began)
+		began = time.Now()
+		if _, err := n.Images.RemoveImage(n.Ctx(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: id}}); err != nil {
+			b.Fatal(err)
+		}
+		remove += time.Since(began)
+		b.StopTimer()
+		n.settle(func() bool { e, _ := os.ReadDir(n.path("root", "trash")); return len(e) == 0 })
+		b.StartTimer()
+		i++
+	}
+	b.ReportMetric(pull.Seconds()/float64(i), "pull-s")
+	b.ReportMetric(remove.Seconds()*1000/float64(i), "remove-ms")
+	b.ReportMetric(float64(bytes)/(1<<20), "compressed-MiB")
+	b.ReportMetric(float64(files), "files")
+}
+
+// bigImage has the Go source tree and tools in ten layers.
+func bigImage(b *testing.B) (img v1.Image, compressed int64, files int) {
+	b.Helper()
+	const layers, most = 10, 520 << 20
+	parts := make([][]File, layers)
+	total := 0
+	root := filepath.Join(goroot(b), "..")
+	_ = filepath.Walk(goroot(b), func(p string, fi os.FileInfo, err error) error {
+		if err != nil || !fi.Mode().IsRegular() || total > most {
+			return nil
+		}
+		data, err := os.ReadFile(p)
+		if err != nil {
+			return nil
+		}
+		rel, err := filepath.Rel(root, p)
+		if err != nil {
+			return nil
+		}
+		i := files % layers
+		parts[i] = append(parts[i], File{Path: fmt.Sprintf("l%d/%s", i, rel), Mode: int64(fi.Mode().Perm()), Data: data})
+		total += len(data)
+		files++
+		return nil
+	})
+	made := make([]v1.Layer, layers)
+	for i, part := range parts {
+		made[i] = Layer(b, part...)
+		size, err := made[i].Size()
+		if err != nil {
+			b.Fatal(err)
+		}
+		compressed += size
+	}
+	return Image(b, v1.Config{}, made...), compressed, files
+}
+
+func goroot(b *testing.B) string {
+	b.Helper()
+	for _, dir := range []string{os.Getenv("GOROOT"), "/usr/local/go"} {
+		if _, err := os.Stat(filepath.Join(dir, "src")); dir != "" && err == nil {
+			return dir
+		}
+	}
+	b.Skip("no Go source tree to make a large image of")
+	return ""
+}
