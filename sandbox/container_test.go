@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/testutil"
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/monitor/monitortest"
 	"github.com/cridproject/crid/sandbox"
@@ -130,11 +131,11 @@ func TestStart(t *testing.T) {
 func awaitExit(t *testing.T, n *sandboxtest.Node, id config.ContainerID) {
 	t.Helper()
 	// A grace that never ends: it returns with the exit, or with the test.
-	err := n.Manager.Stop(t.Context(), string(id), never)
-	for errkind.Is(err, errkind.Unavailable) { // while crid connects to the monitor again
-		time.Sleep(time.Millisecond)
+	var err error
+	testutil.WaitFor(t, "the exit of "+id.Short(), func() bool {
 		err = n.Manager.Stop(t.Context(), string(id), never)
-	}
+		return !errkind.Is(err, errkind.Unavailable) // while crid connects to the monitor again
+	})
 	if err != nil {
 		t.Fatalf("wait for exit = %v", err)
 	}

@@ -56,10 +56,13 @@ func (l *life) start(ctx context.Context) error {
 func (l *life) stop(ctx context.Context) error {
 	return l.n.Manager.Stop(ctx, string(l.container), 0)
 }
+
 func (l *life) remove(ctx context.Context) error { return l.n.Manager.Remove(ctx, string(l.container)) }
+
 func (l *life) stopPod(ctx context.Context) error {
 	return l.n.Manager.StopSandbox(ctx, string(l.pod))
 }
+
 func (l *life) removePod(ctx context.Context) error {
 	return l.n.Manager.RemoveSandbox(ctx, string(l.pod))
 }

@@ -5,9 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/testutil"
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/sandbox"
 	"github.com/cridproject/crid/sandbox/config"
@@ -41,16 +41,10 @@ func TestRestartForgetsNothing(t *testing.T) {
 // awaitMonitor waits until crid is connected to the monitor again.
 func awaitMonitor(t *testing.T, n *sandboxtest.Node, id config.ContainerID) {
 	t.Helper()
-	for {
+	testutil.WaitFor(t, "the connection to the monitor", func() bool {
 		err := n.Manager.ReopenLog(t.Context(), string(id))
-		if !errkind.Is(err, errkind.Unavailable) {
-			return
-		}
-		if t.Context().Err() != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Millisecond) // as a client tries again
-	}
+		return err == nil || errkind.Is(err, errkind.BadState) // it has exited
+	})
 }
 
 func TestMonitorIsKilled(t *testing.T) {

@@ -264,8 +264,10 @@ func TestSandboxFiles(t *testing.T) {
 	}{
 		{"node's", nil, "", map[string]string{"resolv.conf": "nameserver 192.0.2.1\n", "hosts": "127.0.0.1 localhost\n", "hostname": "node\n"}},
 		{"empty", &config.DNS{}, "web", map[string]string{"resolv.conf": "", "hostname": "web\n"}},
-		{"full", &config.DNS{Servers: []string{"192.0.2.2", "2001:db8::2"}, Searches: []string{"a.test", "b.test"}, Options: []string{"ndots:5", "trust-ad"}}, "web",
-			map[string]string{"resolv.conf": "search a.test b.test\nnameserver 192.0.2.2\nnameserver 2001:db8::2\noptions ndots:5 trust-ad\n"}},
+		{
+			"full", &config.DNS{Servers: []string{"192.0.2.2", "2001:db8::2"}, Searches: []string{"a.test", "b.test"}, Options: []string{"ndots:5", "trust-ad"}}, "web",
+			map[string]string{"resolv.conf": "search a.test b.test\nnameserver 192.0.2.2\nnameserver 2001:db8::2\noptions ndots:5 trust-ad\n"},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			pod := sandboxtest.Pod("web")

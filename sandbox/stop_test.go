@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/testutil"
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/sandbox"
 	"github.com/cridproject/crid/sandbox/config"
@@ -107,12 +108,7 @@ func TestShorterStopShortens(t *testing.T) {
 // awaitSignal waits until the stop signal has been sent.
 func awaitSignal(t *testing.T, n *sandboxtest.Node, id config.ContainerID) {
 	t.Helper()
-	for len(n.Monitor.Signals(string(id))) == 0 {
-		if t.Context().Err() != nil {
-			t.Fatal("no signal was sent")
-		}
-		time.Sleep(time.Millisecond) // the fake tells nobody
-	}
+	testutil.WaitFor(t, "a signal", func() bool { return len(n.Monitor.Signals(string(id))) > 0 })
 }
 
 func TestCancelledStopKillsNothing(t *testing.T) {
