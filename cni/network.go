@@ -331,7 +331,7 @@ func ifName(a Attachment) string {
 func isNamespace(path string) bool {
 	const nsfsMagic = 0x6e736673
 	var st syscall.Statfs_t
-	return path != "" && syscall.Statfs(path, &st) == nil && int64(st.Type) == nsfsMagic
+	return path != "" && syscall.Statfs(path, &st) == nil && st.Type == nsfsMagic
 }
 
 // parseList is the inverse of encodeList.

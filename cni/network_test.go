@@ -173,16 +173,32 @@ func TestAttachSaysWhatWentWrong(t *testing.T) {
 		kind errkind.Kind
 		want []string // parts of the message
 	}{
-		{"error object", cnitest.Step{Result: `{"code":7,"msg":"no such bridge","details":"br9"}`, Exit: 1}, errkind.Unavailable,
-			[]string{"sandbox abc", "network lab", "CNI plugin second, ADD, after", "no such bridge; br9"}},
-		{"stderr only", cnitest.Step{Stderr: "panic: oh", Exit: 2}, errkind.Unavailable,
-			[]string{"CNI plugin second, ADD", "exit status 2", `"panic: oh"`}},
+		{
+			"error object",
+			cnitest.Step{Result: `{"code":7,"msg":"no such bridge","details":"br9"}`, Exit: 1},
+			errkind.Unavailable,
+			[]string{"sandbox abc", "network lab", "CNI plugin second, ADD, after", "no such bridge; br9"},
+		},
+		{
+			"stderr only",
+			cnitest.Step{Stderr: "panic: oh", Exit: 2},
+			errkind.Unavailable,
+			[]string{"CNI plugin second, ADD", "exit status 2", `"panic: oh"`},
+		},
 		{"silent", cnitest.Step{Exit: 3}, errkind.Unavailable, []string{"CNI plugin second, ADD", "exit status 3"}},
-		{"hangs", cnitest.Step{Stderr: "waiting for etcd", Hang: true}, errkind.Timeout,
-			[]string{"CNI plugin second, ADD, after", "not done within", "killed", "waiting for etcd"}},
+		{
+			"hangs",
+			cnitest.Step{Stderr: "waiting for etcd", Hang: true},
+			errkind.Timeout,
+			[]string{"CNI plugin second, ADD, after", "not done within", "killed", "waiting for etcd"},
+		},
 		{"hangs in a child", cnitest.Step{Leave: true, Hang: true}, errkind.Timeout, []string{"not done within"}},
-		{"no address", cnitest.Step{Result: `{"interfaces":[{"name":"net1"}],"ips":[{"address":"192.0.2.2/24","interface":0}]}`},
-			errkind.Unavailable, []string{"interface eth0 no address"}},
+		{
+			"no address",
+			cnitest.Step{Result: `{"interfaces":[{"name":"net1"}],"ips":[{"address":"192.0.2.2/24","interface":0}]}`},
+			errkind.Unavailable,
+			[]string{"interface eth0 no address"},
+		},
 		{"bad index", cnitest.Step{Result: `{"ips":[{"address":"192.0.2.2/24","interface":4}]}`}, errkind.Unavailable, []string{"interface 4 of 0"}},
 		{"not JSON", cnitest.Step{Result: `hello`}, errkind.Other, []string{"second"}},
 		{"too much", cnitest.Step{Result: strings.Repeat("x", maxResult+1)}, errkind.Unavailable, []string{"longer than"}},
