@@ -182,7 +182,7 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 
 // handOver has the monitor make the container, and records it with what fill adds.
 func (m *Manager) handOver(ctx context.Context, c *container, request monitor.CreateRequest, data []byte, fill func(*containerRecord)) error {
-	mon, err := m.live()
+	mon, err := m.reach(ctx)
 	if err != nil {
 		return err
 	}

@@ -179,7 +179,7 @@ func (m *Manager) releasePIDs(ctx context.Context, s *sandbox) error {
 	if holder == nil {
 		return nil
 	}
-	mon, err := m.live()
+	mon, err := m.reach(ctx)
 	if err != nil {
 		return err
 	}
@@ -287,7 +287,7 @@ func (m *Manager) tearDownContainer(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
-	mon, err := m.live()
+	mon, err := m.reach(ctx)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func (m *Manager) ExecSync(ctx context.Context, id string, args []string, timeou
 	if err := c.mayExec(); err != nil {
 		return ExecResult{}, err
 	}
-	mon, err := m.live()
+	mon, err := m.reach(ctx)
 	if err != nil {
 		return ExecResult{}, err
 	}

@@ -115,19 +115,20 @@ type Manager struct {
 	sandboxOps   keylock.Map[config.SandboxID]
 	containerOps keylock.Map[config.ContainerID]
 
-	mu         sync.RWMutex                      // never held across I/O; the innermost lock
-	sandboxes  map[config.SandboxID]*sandbox     // +checklocks:mu
-	containers map[config.ContainerID]*container // +checklocks:mu
-	sandboxKey map[string]*sandbox               // +checklocks:mu; by config.Sandbox.Key
-	contKey    map[string]*container             // +checklocks:mu; by config.Container.Key
-	closed     bool                              // +checklocks:mu
-	monitor    atomic.Pointer[connection]        // nil while there is none
-	loaded     chan struct{}                     // closed when the records are read: exits can be told
-	collected  chan struct{}                     // closed when Network.GC has returned: Attach may begin
-	wake       chan struct{}                     // has room for one: something is left to tear down
-	background sync.WaitGroup                    // all goroutines; add under mu, while not closed
-	stop       context.CancelFunc                // ends tend
-	base       context.Context                   //nolint:containedctx // the life of the manager, for its own goroutines
+	mu             sync.RWMutex                      // never held across I/O; the innermost lock
+	sandboxes      map[config.SandboxID]*sandbox     // +checklocks:mu
+	containers     map[config.ContainerID]*container // +checklocks:mu
+	sandboxKey     map[string]*sandbox               // +checklocks:mu; by config.Sandbox.Key
+	contKey        map[string]*container             // +checklocks:mu; by config.Container.Key
+	closed         bool                              // +checklocks:mu
+	monitor        atomic.Pointer[connection]        // nil while there is none
+	monitorChanged chan struct{}                     // +checklocks:mu; closed when monitor is another
+	loaded         chan struct{}                     // closed when the records are read: exits can be told
+	collected      chan struct{}                     // closed when Network.GC has returned: Attach may begin
+	wake           chan struct{}                     // has room for one: something is left to tear down
+	background     sync.WaitGroup                    // all goroutines; add under mu, while not closed
+	stop           context.CancelFunc                // ends tend
+	base           context.Context                   //nolint:containedctx // the life of the manager, for its own goroutines
 }
 
 // connection is a monitor that answers.
@@ -140,7 +141,8 @@ const (
 	closeLimit  = 20 * time.Second
 	gcLimit     = 30 * time.Second
 	startLimit  = 2 * time.Minute
-	exitLimit   = time.Minute // for what crid does after an exit
+	exitLimit   = time.Minute      // for what crid does after an exit
+	reachLimit  = 10 * time.Second // for a monitor to be there again
 )
 
 // New reads the records, finds out what became of everything while no crid
@@ -190,16 +192,17 @@ func prepare(ctx context.Context, o Options) (*Manager, error) {
 		}
 	}
 	m := &Manager{
-		o:          o,
-		bootID:     o.Kernel.BootID(),
-		verify:     os.Getenv("CRID_VERIFY") == "1",
-		sandboxes:  map[config.SandboxID]*sandbox{},
-		containers: map[config.ContainerID]*container{},
-		sandboxKey: map[string]*sandbox{},
-		contKey:    map[string]*container{},
-		loaded:     make(chan struct{}),
-		collected:  make(chan struct{}),
-		wake:       make(chan struct{}, 1),
+		o:              o,
+		bootID:         o.Kernel.BootID(),
+		verify:         os.Getenv("CRID_VERIFY") == "1",
+		sandboxes:      map[config.SandboxID]*sandbox{},
+		containers:     map[config.ContainerID]*container{},
+		sandboxKey:     map[string]*sandbox{},
+		contKey:        map[string]*container{},
+		loaded:         make(chan struct{}),
+		collected:      make(chan struct{}),
+		wake:           make(chan struct{}, 1),
+		monitorChanged: make(chan struct{}),
 	}
 	m.store = store{root: o.Root, step: m.step}
 	m.base, m.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -248,7 +251,7 @@ func (m *Manager) Close() {
 	case <-t.C:
 		klog.FromContext(m.base).Info("Leaving operations that do not end to the next start")
 	}
-	if c := m.monitor.Swap(nil); c != nil {
+	if c := m.setMonitor(nil); c != nil {
 		c.Close()
 	}
 	for _, c := range m.allContainers() {
@@ -317,6 +320,44 @@ func (m *Manager) live() (Monitor, error) {
 		return c.Monitor, nil
 	}
 	return nil, errkind.Errorf(errkind.Unavailable, "crid-monitor is not there; crid is connecting to it again, see its log")
+}
+
+// reach is live for requests: while crid connects to the monitor again, which
+// takes a moment when it has died, they wait instead of failing.
+func (m *Manager) reach(ctx context.Context) (Monitor, error) {
+	limit := time.NewTimer(reachLimit)
+	defer limit.Stop()
+	for {
+		m.mu.RLock()
+		changed := m.monitorChanged
+		m.mu.RUnlock()
+		c := m.monitor.Load()
+		if c != nil {
+			select {
+			case <-c.Done(): // lost, and tend has not seen it yet
+			default:
+				return c.Monitor, nil
+			}
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			return m.live()
+		case <-m.base.Done():
+			return nil, errClosed
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for crid-monitor: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// setMonitor puts c, or nil for none, in place of the monitor that was used.
+func (m *Manager) setMonitor(c *connection) (was *connection) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.monitorChanged)
+	m.monitorChanged = make(chan struct{})
+	return m.monitor.Swap(c)
 }
 
 // later asks tend to try again what could not be torn down.

@@ -50,7 +50,7 @@ func (m *Manager) tend(ctx context.Context) {
 func (m *Manager) reconnect(ctx context.Context, lost *connection) {
 	log := klog.FromContext(ctx)
 	log.Info("Lost the connection to crid-monitor, connecting again")
-	m.monitor.Store(nil)
+	m.setMonitor(nil)
 	lost.Close()
 	began := time.Now()
 	for wait := connectFirst; ctx.Err() == nil; wait = min(2*wait, connectMax) {
@@ -61,7 +61,7 @@ func (m *Manager) reconnect(ctx context.Context, lost *connection) {
 			// Before others may use it: what was lost with the old monitor is
 			// handed over first.
 			exits := m.reconcile(ctx, mon, items)
-			m.monitor.Store(&connection{mon})
+			m.setMonitor(&connection{mon})
 			for _, e := range exits {
 				m.exited(e)
 			}

@@ -30,7 +30,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	}
 	strangers := m.strangers(items)
 	exits := m.reconcile(ctx, mon, items)
-	m.monitor.Store(&connection{mon})
+	m.setMonitor(&connection{mon})
 	close(m.loaded)
 	for _, e := range exits {
 		m.exited(e)

@@ -248,7 +248,7 @@ func (m *Manager) holdPIDs(ctx context.Context, s *sandbox) error {
 	if holder == nil {
 		return nil
 	}
-	mon, err := m.live()
+	mon, err := m.reach(ctx)
 	if err != nil {
 		return err
 	}

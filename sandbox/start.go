@@ -42,7 +42,7 @@ func (m *Manager) Start(ctx context.Context, id string) error {
 //
 // Preconditions: the container's operation lock is held.
 func (m *Manager) start(ctx context.Context, c *container) error {
-	mon, err := m.live()
+	mon, err := m.reach(ctx)
 	if err != nil {
 		return err
 	}

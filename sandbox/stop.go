@@ -59,7 +59,7 @@ func (m *Manager) Stop(ctx context.Context, id string, grace time.Duration) erro
 
 // ask sends the stop signal, unless that has been done.
 func (m *Manager) ask(ctx context.Context, c *container) error {
-	mon, err := m.live()
+	mon, err := m.reach(ctx)
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (m *Manager) kill(ctx context.Context, c *container) error {
 		if c.hasExited() {
 			return nil
 		}
-		mon, err := m.live()
+		mon, err := m.reach(ctx)
 		if err == nil {
 			err = mon.Signal(ctx, monitor.SignalRequest{ID: string(c.id), Signal: sigKill, All: true})
 		}
@@ -154,7 +154,7 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 	if st := *c.state.Load(); st != ContainerRunning {
 		return errkind.Errorf(errkind.BadState, "reopen log of container %s: it is %s, not running", c.id.Short(), st.public())
 	}
-	mon, err := m.live()
+	mon, err := m.reach(ctx)
 	if err != nil {
 		return err
 	}
