@@ -8,7 +8,7 @@ export HOME := $(or $(HOME),/root)
 
 # The version is that of git; a source archive has a file VERSION instead.
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || cat VERSION 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X main.buildVersion=$(VERSION) -X main.version=$(VERSION)
+LDFLAGS := -s -w -X main.buildVersion=$(VERSION)
 FUZZTIME ?= 20s
 REF ?= HEAD
 

@@ -33,9 +33,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"k8s.io/klog/v2"
 
-	"github.com/cridproject/crid/image/dirfd"
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/keylock"
+	"github.com/cridproject/crid/internal/sys"
 )
 
 // Options of a store.
@@ -141,13 +141,14 @@ func (s *Store) openFolders() error {
 	if err := os.MkdirAll(s.root, 0o711); err != nil {
 		return err
 	}
-	lock, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	ctx, cancel := context.WithTimeout(context.Background(), sys.LockGrace)
+	defer cancel()
+	lock, err := sys.LockFile(ctx, s.path("lock"))
+	if errors.Is(err, sys.ErrLocked) {
+		return errkind.Errorf(errkind.BadState, "%w; is crid running?", err)
+	}
 	if err != nil {
 		return err
-	}
-	ok, err := dirfd.TryLock(lock)
-	if err == nil && !ok {
-		err = errkind.Errorf(errkind.BadState, "another process has it open; is crid running?")
 	}
 	for _, dir := range []string{"images", "layers", "rootfs", "ingest", "trash"} {
 		if err == nil {

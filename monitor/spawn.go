@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/sys"
 )
 
 const (
@@ -47,11 +47,11 @@ type SpawnOptions struct {
 // The error has kind Unavailable. If a monitor was started and did not come to
 // answer, it has been killed and the error has the last lines of its log.
 func Start(ctx context.Context, o SpawnOptions) (*Client, error) {
-	unlock, err := lockFile(ctx, o.Socket+".lock")
+	lock, err := sys.LockFile(ctx, o.Socket+".lock")
 	if err != nil {
 		return nil, errkind.Errorf(errkind.Unavailable, "start crid-monitor: %w", err)
 	}
-	defer unlock()
+	defer func() { _ = lock.Close() }()
 
 	c, err := Connect(ctx, o.Socket, o.Client)
 	switch {
@@ -189,36 +189,4 @@ func lastLines(path string, from int64) string {
 	lines := strings.Split(strings.TrimSpace(string(buf[:n])), "\n")
 	lines = lines[max(0, len(lines)-mostLines):]
 	return "; the end of its log " + path + ":\n" + strings.Join(lines, "\n")
-}
-
-// lockFile takes the exclusive lock on path, which it makes and which stays. The
-// kernel lets go of it when this program ends, however it ends.
-func lockFile(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Clean(path), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock file: %w", err)
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("lock file: %w", err)
-	}
-	for {
-		var lerr error
-		// flock knows no context, so it is tried again and again.
-		err := raw.Control(func(fd uintptr) { lerr = syscall.Flock(int(fd), syscall.LOCK_EX|syscall.LOCK_NB) })
-		switch err = errors.Join(err, lerr); {
-		case err == nil:
-			return func() { _ = f.Close() }, nil
-		case !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR):
-			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		select {
-		case <-ctx.Done():
-			_ = f.Close()
-			return nil, fmt.Errorf("lock %s, which another crid holds: %w", path, ctx.Err())
-		case <-time.After(pollMax / 5):
-		}
-	}
 }

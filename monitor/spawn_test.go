@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/internal/testutil"
 )
 
@@ -253,14 +254,14 @@ func TestStartFails(t *testing.T) {
 func TestStartWaitsForTheLock(t *testing.T) {
 	testutil.LeakCheck(t)
 	o := spawnOptions(t, "serve")
-	unlock, err := lockFile(t.Context(), o.Socket+".lock")
+	lock, err := sys.LockFile(t.Context(), o.Socket+".lock")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Start(ctx, o); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "another crid holds") {
-		t.Errorf("Start while another holds the lock = %v, want context.Canceled and that", err)
+	if _, err := Start(ctx, o); !errors.Is(err, sys.ErrLocked) {
+		t.Errorf("Start while another holds the lock = %v, want ErrLocked", err)
 	}
 	got := make(chan error, 1)
 	go func() {
@@ -272,7 +273,9 @@ func TestStartWaitsForTheLock(t *testing.T) {
 		}
 		got <- err
 	}()
-	unlock()
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if err := <-got; err != nil {
 		t.Errorf("Start after the unlock = %v, want nil", err)
 	}

@@ -26,8 +26,8 @@ import (
 	"github.com/cridproject/crid/monitor/server"
 )
 
-// version is set by the linker.
-var version = "dev"
+// buildVersion is set by the linker, see Makefile.
+var buildVersion = "dev"
 
 func init() {
 	// The main goroutine keeps the main thread to itself and only waits.
@@ -64,7 +64,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if *showVersion {
-		fmt.Fprintf(stdout, "crid-monitor %s (protocol %d, %s)\n", version, monitor.Version, runtime.Version())
+		fmt.Fprintf(stdout, "crid-monitor %s (protocol %d, %s)\n", buildVersion, monitor.Version, runtime.Version())
 		return 0
 	}
 	if err := serve(*socket, *state, *verbosity); err != nil {
@@ -92,7 +92,7 @@ func serve(socket, state string, verbosity int) error {
 	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
 		return err
 	}
-	s, err := server.New(server.Options{Socket: socket, StateDir: state, Build: version, Log: log})
+	s, err := server.New(server.Options{Socket: socket, StateDir: state, Build: buildVersion, Log: log})
 	if err != nil {
 		return err
 	}

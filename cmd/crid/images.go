@@ -15,6 +15,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cridproject/crid/image"
+	"github.com/cridproject/crid/internal/sys"
 )
 
 // imageRow is one image as the commands show it.
@@ -54,9 +55,9 @@ func openImages(ctx context.Context, c Config) (images, error) {
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, fmt.Errorf("connect to crid: %w", err)
 	}
-	unlock, err := lockRoot(c.Root)
+	unlock, err := lockRoot(ctx, c.Root)
 	if err != nil {
-		if errors.Is(err, errLocked) {
+		if errors.Is(err, sys.ErrLocked) {
 			err = fmt.Errorf("%w, which does not answer on %s: it is starting or ending, try again", err, adminPath(c))
 		}
 		return nil, err

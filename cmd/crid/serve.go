@@ -78,7 +78,7 @@ func (d *daemon) build(ctx context.Context) (criSocket, adminSocket net.Listener
 	if err := d.folders(); err != nil {
 		return nil, nil, err
 	}
-	unlock, err := lockRoot(d.config.Root)
+	unlock, err := lockRoot(ctx, d.config.Root)
 	if err != nil {
 		return nil, nil, err
 	}

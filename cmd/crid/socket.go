@@ -8,9 +8,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
+
+	"github.com/cridproject/crid/internal/sys"
 )
 
 // listen opens a unix socket. One that a dead process left is replaced; one on
@@ -69,30 +69,19 @@ func removeStale(ctx context.Context, path string) error {
 	return nil
 }
 
-// errLocked says that another crid uses the same root.
-var errLocked = errors.New("another crid uses it")
-
 // lockRoot makes this process the only one that uses root, until unlock or its
 // end. The file holds the owner's process ID, for people and error texts.
-func lockRoot(root string) (unlock func(), err error) {
+func lockRoot(ctx context.Context, root string) (unlock func(), err error) {
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("make root folder: %w", err)
 	}
-	path := filepath.Join(root, "crid.lock") // the store has a lock of its own
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock root folder: %w", err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		owner, _ := os.ReadFile(path)
-		_ = f.Close()
-		return nil, fmt.Errorf("root folder %s: %w (process %s)", root, errLocked, strings.TrimSpace(string(owner)))
-	}
-	if err = f.Truncate(0); err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	ctx, cancel := context.WithTimeout(ctx, sys.LockGrace)
+	defer cancel()
+	f, err := sys.LockFile(ctx, filepath.Join(root, "crid.lock")) // the store has a lock of its own
+	if errors.Is(err, sys.ErrLocked) {
+		return nil, fmt.Errorf("root folder %s: another crid uses it: %w", root, err)
 	}
 	if err != nil {
-		_ = f.Close()
 		return nil, fmt.Errorf("lock root folder: %w", err)
 	}
 	return func() { _ = f.Close() }, nil

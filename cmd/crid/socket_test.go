@@ -15,6 +15,7 @@ import (
 
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/internal/testutil"
 )
 
@@ -64,15 +65,15 @@ func TestListen(t *testing.T) {
 
 func TestLockRoot(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "root")
-	unlock, err := lockRoot(root)
+	unlock, err := lockRoot(t.Context(), root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockRoot(root); !errors.Is(err, errLocked) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
-		t.Errorf("second lockRoot = %v, want errLocked with the owner's process ID", err)
+	if _, err := lockRoot(t.Context(), root); !errors.Is(err, sys.ErrLocked) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
+		t.Errorf("second lockRoot = %v, want ErrLocked with the owner's process ID", err)
 	}
 	unlock()
-	unlock, err = lockRoot(root)
+	unlock, err = lockRoot(t.Context(), root)
 	if err != nil {
 		t.Fatalf("lockRoot after unlock = %v", err)
 	}

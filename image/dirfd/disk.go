@@ -3,7 +3,6 @@ package dirfd
 import (
 	"errors"
 	"io/fs"
-	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,16 +28,6 @@ func Free(path string) (int64, error) {
 		return 0, &fs.PathError{Op: "statfs", Path: path, Err: err}
 	}
 	return int64(st.Bavail) * st.Bsize, nil
-}
-
-// TryLock takes a lock on the open file that ends with the file or the
-// process. ok is false when another process has it.
-func TryLock(f *os.File) (ok bool, err error) {
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // Blocks is the disk space in bytes that a file takes, with its inode number

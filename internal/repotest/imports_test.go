@@ -92,12 +92,16 @@ var rules = map[string]rule{
 }
 
 // ruleFor is the rule of the nearest folder above that has one. A package xtest
-// beside x holds its fakes: it may import what x may, and x.
+// beside x holds its fakes: it may import what x may, the fakes of that, and x.
 func ruleFor(folder string) (r rule, found bool) {
 	if base := path.Base(folder); strings.HasSuffix(base, "test") && base == path.Base(path.Dir(folder))+"test" {
 		parent := path.Dir(folder)
 		r, found = ruleFor(parent)
-		r.own = slices.Concat(r.own, []string{parent + "/..."})
+		own := slices.Concat(r.own, []string{parent + "/..."})
+		for _, dir := range r.own {
+			own = append(own, dir+"/"+path.Base(dir)+"test")
+		}
+		r.own = own
 		return r, found
 	}
 	for dir := folder; dir != "."; dir = path.Dir(dir) {
@@ -161,6 +165,8 @@ func TestRuleFor(t *testing.T) {
 		{"sandbox/config", module + "/internal/errkind", false},
 		{"sandbox/sandboxtest", module + "/sandbox", true},
 		{"sandbox/sandboxtest", module + "/cri", false},
+		{"sandbox/sandboxtest", module + "/monitor/monitortest", true},
+		{"sandbox", module + "/monitor/monitortest", false},
 		{"monitor", "github.com/opencontainers/runc/libcontainer", false},
 		{"monitor/server", "github.com/opencontainers/runc/libcontainer/configs", true},
 		{"internal/keylock", unix, false},

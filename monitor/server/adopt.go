@@ -73,9 +73,8 @@ func (s *Server) adopt(ctx context.Context, r monitor.AdoptRequest, h *monitor.H
 	if pid != r.PID {
 		return errkind.Errorf(errkind.Invalid, "its first process is %d, not %d", pid, r.PID)
 	}
-	r.Create.Spec = nil
 	c := &container{
-		id: r.ID, pid: r.PID, began: start, request: r.Create, cgroup: cg, rootfs: s.rootfs(r.ID),
+		id: r.ID, pid: r.PID, began: start, adopted: true, cgroup: cg, rootfs: s.rootfs(r.ID),
 		exited: make(chan struct{}), execs: map[string]*execProc{},
 	}
 	if r.Started {

@@ -35,12 +35,7 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 	if _, err := s.table.container(r.ID); err == nil {
 		return reply{}, errkind.Errorf(errkind.Exists, "container %s exists", r.ID)
 	}
-	// The spec is for libcontainer; keeping it would be most of a container's memory.
-	r.Spec = nil
-	c := &container{
-		id: r.ID, request: r, rootfs: s.rootfs(r.ID),
-		exited: make(chan struct{}), execs: map[string]*execProc{},
-	}
+	c := &container{id: r.ID, rootfs: s.rootfs(r.ID), exited: make(chan struct{}), execs: map[string]*execProc{}}
 	log, made, err := openLog(r.LogPath, &s.logDropped)
 	if err != nil {
 		return reply{}, err
@@ -69,7 +64,7 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 		spec.Root = &specs.Root{}
 	}
 	spec.Root.Path = c.rootfs
-	if err := s.launchInit(c, &spec, log); err != nil {
+	if err := s.launchInit(c, r, &spec, log); err != nil {
 		return reply{}, err
 	}
 	s.table.put(c)
@@ -106,11 +101,11 @@ func (s *Server) rootfs(id string) string { return filepath.Join(s.dir("rootfs")
 
 // launchInit starts the container's first process, which then waits for start,
 // and fills in c. On error it leaves nothing but the log, which stays the caller's.
-func (s *Server) launchInit(c *container, spec *specs.Spec, log *criLog) (err error) {
+func (s *Server) launchInit(c *container, r monitor.CreateRequest, spec *specs.Spec, log *criLog) (err error) {
 	var l launch
 	var console *consoleSocket
 	child := &childFiles{}
-	if c.request.TTY {
+	if r.TTY {
 		if console, err = newConsoleSocket(); err != nil {
 			return err
 		}
@@ -118,7 +113,7 @@ func (s *Server) launchInit(c *container, spec *specs.Spec, log *criLog) (err er
 		l.console = console.child
 		c.io = &stdio{log: log}
 	} else {
-		if c.io, child, err = newPipes(log, c.request.Stdin); err != nil {
+		if c.io, child, err = newPipes(log, r.Stdin); err != nil {
 			return err
 		}
 		l.stdin, l.stdout, l.stderr = child.stdin, child.stdout, child.stderr
@@ -136,7 +131,7 @@ func (s *Server) launchInit(c *container, spec *specs.Spec, log *criLog) (err er
 			c.io.closeUnstarted()
 		}
 	}()
-	made, err := s.runtime.create(c.id, spec, c.request.SystemdCgroup, l)
+	made, err := s.runtime.create(c.id, spec, r.SystemdCgroup, l)
 	if err != nil {
 		_ = childStatus.Close()
 		// What libcontainer's init could not say in the usual way.
@@ -145,7 +140,7 @@ func (s *Server) launchInit(c *container, spec *specs.Spec, log *criLog) (err er
 		}
 		return err
 	}
-	c.pid, c.proc, c.began, c.cgroup, c.status = made.pid, &made.process, made.began, made.cgroup, status
+	c.pid, c.began, c.cgroup, c.status = made.pid, made.began, made.cgroup, status
 	if c.pidfd, err = sys.PidfdOpen(c.pid); err == nil && console != nil {
 		if c.io.console, err = console.master(); err == nil {
 			c.io.streams = []*stream{newStream(c.io.console, "stdout", log)}
@@ -161,7 +156,7 @@ func (s *Server) launchInit(c *container, spec *specs.Spec, log *criLog) (err er
 func (s *Server) undoInit(c *container) error {
 	ctx := context.Background()
 	err := c.cgroup.empty(ctx)
-	if _, werr := s.reaper.wait(c.proc); err == nil {
+	if _, werr := s.reaper.wait(c.pid); err == nil {
 		err = werr
 	}
 	if c.pidfd != nil {

@@ -75,14 +75,14 @@ func (c *container) signalExec(ctx context.Context, r monitor.SignalRequest, sig
 // killExec kills an exec and its descendants until none is found. The exec leads
 // a session, so that those whose parents have died are found too.
 func (c *container) killExec(ctx context.Context, e *execProc) error {
-	sessions := map[int]bool{e.proc.pid: true}
+	sessions := map[int]bool{e.pid: true}
 	deadline := time.Now().Add(killTimeout)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		pids, err := c.cgroup.pids()
 		if err != nil {
 			return fmt.Errorf("kill exec %s in container %s: %w", e.id, c.id, err)
 		}
-		found := descendants(e.proc.pid, pids, sessions)
+		found := descendants(e.pid, pids, sessions)
 		if len(found) == 0 {
 			return nil
 		}

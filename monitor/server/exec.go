@@ -58,9 +58,9 @@ func (s *Server) exec(ctx context.Context, conn *conn, r monitor.ExecRequest, fi
 		return reply{}, err
 	}
 	s.execs.Add(1)
-	klog.FromContext(ctx).V(4).Info("Started exec", "container", c.id, "pid", e.proc.pid, "duration", time.Since(began))
+	klog.FromContext(ctx).V(4).Info("Started exec", "container", c.id, "pid", e.pid, "duration", time.Since(began))
 	answer := reply{
-		body:  monitor.ExecReply{PID: e.proc.pid},
+		body:  monitor.ExecReply{PID: e.pid},
 		after: func() { go s.watchExec(ctx, conn, c, e) },
 	}
 	if e.console != nil {
@@ -117,7 +117,7 @@ func (s *Server) launchExec(c *container, e *execProc, r monitor.ExecRequest, fi
 	defer status.Close()
 	defer childStatus.Close()
 	l.status = childStatus
-	proc, err := s.runtime.exec(c.id, r.Args, r.TTY, l)
+	pid, err := s.runtime.exec(c.id, r.Args, r.TTY, l)
 	_ = childStatus.Close()
 	text := trimText(readAll(status, 4096)) // until the program is executed, or the process has ended
 	if err != nil {
@@ -126,7 +126,7 @@ func (s *Server) launchExec(c *container, e *execProc, r monitor.ExecRequest, fi
 		}
 		return err
 	}
-	pidfd, err := sys.PidfdOpen(proc.pid)
+	pidfd, err := sys.PidfdOpen(pid)
 	if err == nil && text == "" && console != nil {
 		e.console, err = console.master()
 	}
@@ -134,8 +134,8 @@ func (s *Server) launchExec(c *container, e *execProc, r monitor.ExecRequest, fi
 		err = errkind.New(errkind.Invalid, errors.New(text))
 	}
 	if err != nil {
-		_ = unix.Kill(proc.pid, unix.SIGKILL) // ours until waited for
-		_, werr := s.reaper.wait(proc)
+		_ = unix.Kill(pid, unix.SIGKILL) // ours until waited for
+		_, werr := s.reaper.wait(pid)
 		if pidfd != nil {
 			_ = pidfd.Close()
 		}
@@ -143,20 +143,20 @@ func (s *Server) launchExec(c *container, e *execProc, r monitor.ExecRequest, fi
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e.proc, e.pidfd = proc, pidfd
+	e.pid, e.pidfd = pid, pidfd
 	return nil
 }
 
 // watchExec waits for the end of an exec and reports it to the connection that
 // asked for it.
 func (s *Server) watchExec(ctx context.Context, conn *conn, c *container, e *execProc) {
-	log := klog.LoggerWithValues(klog.FromContext(ctx), "container", c.id, "pid", e.proc.pid)
+	log := klog.LoggerWithValues(klog.FromContext(ctx), "container", c.id, "pid", e.pid)
 	if err := untilExit(e.pidfd); err != nil {
 		log.Error(err, "Lost track of an exec")
 	}
 	exit := monitor.Exit{ID: c.id, ExecID: e.id, At: time.Now()}
 	var err error
-	if exit.Code, err = s.reaper.wait(e.proc); err != nil {
+	if exit.Code, err = s.reaper.wait(e.pid); err != nil {
 		log.Error(err, "Lost exit code of an exec")
 		exit.Code, exit.Lost = -1, true
 	}

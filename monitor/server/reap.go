@@ -83,22 +83,22 @@ func (r *reaper) remove(pid int) {
 }
 
 // wait waits for a child of ours that has ended, so that it does not block, and
-// returns its exit code, or 128 plus the signal that ended it.
-func (r *reaper) wait(p *process) (int, error) {
-	defer r.remove(p.pid)
-	st, err := p.lc.Wait()
-	if st == nil {
-		return -1, fmt.Errorf("wait for process %d: %w", p.pid, err)
+// returns its exit code, or 128 plus the signal that ended it. It is not waited
+// for through libcontainer, whose objects would have to be kept until then: they
+// are most of what a container costs in memory.
+func (r *reaper) wait(pid int) (int, error) {
+	defer r.remove(pid)
+	var ws syscall.WaitStatus
+	for {
+		_, err := syscall.Wait4(pid, &ws, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return -1, fmt.Errorf("wait for process %d: %w", pid, err)
+		default:
+			return statusCode(ws), nil
+		}
 	}
-	return exitCode(st), nil
-}
-
-// exitCode is that of a process that has ended.
-func exitCode(st *os.ProcessState) int {
-	if ws, ok := st.Sys().(syscall.WaitStatus); ok {
-		return statusCode(ws)
-	}
-	return st.ExitCode()
 }
 
 func statusCode(ws syscall.WaitStatus) int {

@@ -60,12 +60,6 @@ type ociRuntime struct {
 	slots        chan struct{} // limits how many processes are being started
 }
 
-// process is a process that libcontainer has started and we wait for.
-type process struct {
-	pid int
-	lc  *libcontainer.Process
-}
-
 // launch is what a process to be started gets.
 type launch struct {
 	stdin, stdout, stderr *os.File
@@ -75,7 +69,7 @@ type launch struct {
 
 // created is a container that waits to be started.
 type created struct {
-	process
+	pid    int    // of its first process, for which the reaper waits
 	began  uint64 // as in procStat
 	cgroup *cgroup
 }
@@ -117,7 +111,7 @@ func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch
 	io.set(p)
 	err = c.Start(p)
 	if doom := lookupError(err, p.Args); doom != "" {
-		c, p, err = r.createDoomed(c, id, config, p, doom, io)
+		c, err = r.createDoomed(c, id, config, *p, doom, io)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
@@ -139,7 +133,7 @@ func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch
 		return nil, err
 	}
 	r.reaper.add(state.InitProcessPid)
-	return &created{process{state.InitProcessPid, p}, state.InitProcessStartTime, cg}, nil
+	return &created{state.InitProcessPid, state.InitProcessStartTime, cg}, nil
 }
 
 // undo removes a container that could not be created.
@@ -156,23 +150,22 @@ func (r *ociRuntime) undo(c *libcontainer.Container, id string) error {
 // start, with the reason in their status. The program in its place is never
 // executed.
 func (r *ociRuntime) createDoomed(c *libcontainer.Container, id string, config *configs.Config,
-	p *libcontainer.Process, doom string, io launch,
-) (*libcontainer.Container, *libcontainer.Process, error) {
+	stand libcontainer.Process, doom string, io launch,
+) (*libcontainer.Container, error) {
 	if err := c.Destroy(); err != nil {
-		return c, p, err
+		return c, err
 	}
 	c2, err := libcontainer.Create(r.root, id, config)
 	if err != nil {
-		return c, p, err
+		return c, err
 	}
-	stand := *p
 	// Executable in every container that has /proc: it is this program.
 	stand.Args = []string{"/proc/self/exe"}
 	io.set(&stand)
 	if err := c2.Start(&stand); err != nil {
-		return c2, p, errkind.New(errkind.Invalid, errors.New(doom))
+		return c2, errkind.New(errkind.Invalid, errors.New(doom))
 	}
-	return c2, &stand, os.WriteFile(filepath.Join(r.root, id, doomName), []byte(doom), 0o600)
+	return c2, os.WriteFile(filepath.Join(r.root, id, doomName), []byte(doom), 0o600)
 }
 
 // lookupError is the text with which libcontainer says that the program is not
@@ -190,19 +183,19 @@ func lookupError(err error, args []string) string {
 	return text[i:]
 }
 
-// exec starts one more process in a container. execute returns once the program
-// has been executed; the error then says why it could not be.
-func (r *ociRuntime) exec(id string, args []string, tty bool, io launch) (_ *process, err error) {
+// exec starts one more process in a container, for which the reaper waits. The
+// status pipe says when its program has been executed.
+func (r *ociRuntime) exec(id string, args []string, tty bool, io launch) (pid int, err error) {
 	release := r.slot()
 	defer release()
 	defer r.reaper.begin()()
 	c, err := r.load(id)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	var sp specs.Process
 	if err := readJSON(filepath.Join(r.root, id, processName), &sp); err != nil {
-		return nil, err
+		return 0, err
 	}
 	sp.Args, sp.ConsoleSize = args, nil
 	if tty && !slices.ContainsFunc(sp.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
@@ -210,26 +203,25 @@ func (r *ociRuntime) exec(id string, args []string, tty bool, io launch) (_ *pro
 	}
 	p, err := newProcess(&sp)
 	if err != nil {
-		return nil, fmt.Errorf("exec in container: %w", err)
+		return 0, fmt.Errorf("exec in container: %w", err)
 	}
 	config := c.Config()
 	if err := ownStdio(&config, p.UID, io); err != nil {
-		return nil, err
+		return 0, err
 	}
 	io.set(p)
 	err = c.Start(p)
 	if text := lookupError(err, args); text != "" {
-		return nil, errkind.New(errkind.Invalid, errors.New(text))
+		return 0, errkind.New(errkind.Invalid, errors.New(text))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("exec in container: %w", err)
+		return 0, fmt.Errorf("exec in container: %w", err)
 	}
-	pid, err := p.Pid()
-	if err != nil {
-		return nil, fmt.Errorf("exec in container: %w", err)
+	if pid, err = p.Pid(); err != nil {
+		return 0, fmt.Errorf("exec in container: %w", err)
 	}
 	r.reaper.add(pid)
-	return &process{pid, p}, nil
+	return pid, nil
 }
 
 // load reads a container's state. It is read for each use, not kept: the config

@@ -32,6 +32,7 @@ import (
 
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/keylock"
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/monitor"
 )
 
@@ -108,19 +109,13 @@ func (s *Server) dir(name string) string { return filepath.Join(s.o.StateDir, na
 
 // lockState takes the lock of a state folder for the life of the process.
 func lockState(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock state folder: %w", err)
+	ctx, cancel := context.WithTimeout(context.Background(), sys.LockGrace)
+	defer cancel()
+	f, err := sys.LockFile(ctx, path)
+	if errors.Is(err, sys.ErrLocked) {
+		return nil, errkind.Errorf(errkind.Exists, "another monitor uses the state folder: %w", err)
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return f, nil
-	}
-	_ = f.Close()
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, errkind.Errorf(errkind.Exists, "lock state folder: another monitor uses %s", filepath.Dir(path))
-	}
-	return nil, fmt.Errorf("lock state folder: %w", err)
+	return f, err
 }
 
 // listen makes the socket for root alone. It gets its name only when it has its

@@ -17,13 +17,12 @@ import (
 type container struct {
 	id      string
 	pid     int
-	request monitor.CreateRequest // without Spec
 	cgroup  *cgroup
 	io      *stdio
 	pidfd   *os.File
-	proc    *process // nil when adopted: then it is not our child
-	began   uint64   // when its first process started, as in procStat
-	rootfs  string   // mount point
+	adopted bool   // then it is not our child
+	began   uint64 // when its first process started, as in procStat
+	rootfs  string // mount point
 
 	// status is the read end of the first process's status pipe, nil once it has
 	// been started. It belongs to whoever holds ops.
@@ -84,7 +83,7 @@ func (c *container) advance(to containerState) {
 // execProc is one more process in a container.
 type execProc struct {
 	id      string
-	proc    *process
+	pid     int
 	pidfd   *os.File
 	console *os.File // the pty's master, for Resize; nil without a terminal
 	done    chan struct{}

@@ -34,9 +34,9 @@ func (s *Server) watch(ctx context.Context, c *container) {
 	e := monitor.Exit{ID: c.id, At: time.Now()}
 	var known bool
 	e.OOMKilled, known = c.cgroup.oomKilled()
-	if c.proc != nil {
+	if !c.adopted {
 		var err error
-		if e.Code, err = s.reaper.wait(c.proc); err != nil {
+		if e.Code, err = s.reaper.wait(c.pid); err != nil {
 			log.Error(err, "Lost exit code of a container", "pid", c.pid)
 			e.Code, e.Lost = -1, true
 		}
@@ -57,8 +57,6 @@ func (s *Server) watch(ctx context.Context, c *container) {
 	}
 	c.exit = &e
 	c.state = max(c.state, stateExited)
-	// Not needed any more, and holds libcontainer's config.
-	c.proc = nil
 	c.mu.Unlock()
 	if err := s.journal.put(e); err != nil {
 		log.Error(err, "Could not write the exit of a container down, it is lost if the monitor dies")
