@@ -199,7 +199,7 @@ func allZero(p []byte) bool {
 
 // noEOF is for a place where the stream must not end.
 func noEOF(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -68,7 +68,7 @@ func (s *Store) fetchSmall(ctx context.Context, src source, desc ocispec.Descrip
 // download reads a blob, goes on where it broke off, and gives up when nothing
 // comes. It is an io.Reader; its errors are ready to be returned to a client.
 type download struct {
-	ctx     context.Context // of this download alone; ended by stalled
+	ctx     context.Context //nolint:containedctx // of this download alone; ended by stalled
 	src     source
 	desc    ocispec.Descriptor
 	log     klog.Logger
@@ -101,9 +101,9 @@ func (d *download) Read(p []byte) (int, error) {
 		switch {
 		case err == nil:
 			continue
-		case err == io.EOF && d.offset >= d.desc.Size:
+		case errors.Is(err, io.EOF) && d.offset >= d.desc.Size:
 			return 0, io.EOF
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			err = fmt.Errorf("it ended after %d of %d bytes: %w", d.offset, d.desc.Size, io.ErrUnexpectedEOF)
 		}
 		if err := d.again(err); err != nil {

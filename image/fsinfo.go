@@ -110,14 +110,14 @@ func usageOf(dir string, left *int) (sum usageOfImages) {
 	links := make(map[uint64]bool)
 	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // it has vanished
 		}
 		if *left--; *left <= 0 {
 			return fs.SkipAll
 		}
 		fi, err := d.Info()
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // it has vanished
 		}
 		bytes, inode, names := dirfd.Blocks(fi)
 		if names > 1 && !d.IsDir() {

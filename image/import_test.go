@@ -79,12 +79,18 @@ func TestImport(t *testing.T) {
 	}{
 		{"docker", docker, ImportOptions{}, map[ID][]string{idOf(t, one): {"docker.io/library/busybox:v1"}}},
 		{"docker gzip", gzipped(t, docker), ImportOptions{}, map[ID][]string{idOf(t, one): {"docker.io/library/busybox:v1"}}},
-		{"docker two names", dockerArchive(t, map[string]v1.Image{"a:1": one, "b:1": one, "c:1": two}), ImportOptions{},
-			map[ID][]string{idOf(t, one): {"docker.io/library/a:1", "docker.io/library/b:1"}, idOf(t, two): {"docker.io/library/c:1"}}},
+		{
+			"docker two names", dockerArchive(t, map[string]v1.Image{"a:1": one, "b:1": one, "c:1": two}),
+			ImportOptions{},
+			map[ID][]string{idOf(t, one): {"docker.io/library/a:1", "docker.io/library/b:1"}, idOf(t, two): {"docker.io/library/c:1"}},
+		},
 		{"oci", oci, ImportOptions{}, map[ID][]string{idOf(t, one): {"registry.example/one:v1"}}},
 		{"oci zstd", zstdCompressed(t, oci), ImportOptions{}, map[ID][]string{idOf(t, one): {"registry.example/one:v1"}}},
-		{"oci two", ociArchive(t, []v1.Image{one, two}, map[string]string{containerdName: "docker.io/library/x:1", "org.opencontainers.image.ref.name": "1"}, nil), ImportOptions{},
-			map[ID][]string{idOf(t, one): {"docker.io/library/x:1"}, idOf(t, two): nil}},
+		{
+			"oci two", ociArchive(t, []v1.Image{one, two}, map[string]string{containerdName: "docker.io/library/x:1", "org.opencontainers.image.ref.name": "1"}, nil),
+			ImportOptions{},
+			map[ID][]string{idOf(t, one): {"docker.io/library/x:1"}, idOf(t, two): nil},
+		},
 		{"oci tag only", ociArchive(t, []v1.Image{one}, map[string]string{"org.opencontainers.image.ref.name": "latest"}), ImportOptions{}, map[ID][]string{idOf(t, one): nil}},
 		{"given a name", oci, ImportOptions{Name: "mine"}, map[ID][]string{idOf(t, one): {"docker.io/library/mine:latest"}}},
 	} {

@@ -71,7 +71,7 @@ func readRecord(path string) (*record, error) {
 	if r.Version != recordVersion {
 		return nil, fmt.Errorf("%s: version %d of the record is not known to this crid", path, r.Version)
 	}
-	if want := string(r.ID.hex()) + ".json"; filepath.Base(path) != want {
+	if want := r.ID.hex() + ".json"; filepath.Base(path) != want {
 		return nil, fmt.Errorf("%s: the record is of image %s", path, r.ID)
 	}
 	if ID(digest.FromBytes(r.Config)) != r.ID {

@@ -23,7 +23,7 @@ const zstdWindow = 128 << 20
 func decompress(r io.Reader) (out io.Reader, close func(), err error) {
 	br := bufio.NewReaderSize(r, 128<<10)
 	magic, err := br.Peek(4)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, err
 	}
 	switch {
@@ -52,7 +52,7 @@ type codecReader struct {
 
 func (c *codecReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = corrupt(c.name, err)
 	}
 	return n, err

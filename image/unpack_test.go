@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -60,9 +61,11 @@ func file(name, body string) tarEntry { return tarEntry{tar.Header{Name: name}, 
 func folder(name string) tarEntry {
 	return tarEntry{Header: tar.Header{Name: name, Typeflag: tar.TypeDir}}
 }
+
 func symlink(name, target string) tarEntry {
 	return tarEntry{Header: tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target, Mode: 0o777}}
 }
+
 func hardlink(name, target string) tarEntry {
 	return tarEntry{Header: tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: target}}
 }
@@ -153,8 +156,11 @@ func TestUnpack(t *testing.T) {
 	}{
 		{"plain", []tarEntry{folder("a/"), file("a/f", "x"), symlink("a/l", "f")}, []string{"a/", "a/f = x", "a/l -> f"}},
 		{"names are taken from the root", []tarEntry{file("/etc/f", "x"), file("./g", "y")}, []string{"etc/", "etc/f = x", "g = y"}},
-		{"hard link across folders", []tarEntry{file("a/f", "x"), hardlink("b/c/g", "a/f"), hardlink("h", "/b/c/g")},
-			[]string{"a/", "a/f = x", "b/", "b/c/", "b/c/g = x", "h = x"}},
+		{
+			"hard link across folders",
+			[]tarEntry{file("a/f", "x"), hardlink("b/c/g", "a/f"), hardlink("h", "/b/c/g")},
+			[]string{"a/", "a/f = x", "b/", "b/c/", "b/c/g = x", "h = x"},
+		},
 		{"hard link to a symlink", []tarEntry{symlink("l", "/victim"), hardlink("m", "l")}, []string{"l -> /victim", "m -> /victim"}},
 		{"whiteout", []tarEntry{file("a/.wh.f", "")}, []string{"a/", "a/f Dc--------- whiteout"}},
 		{"whiteout then folder", []tarEntry{file(".wh.a", ""), folder("a/"), file("a/f", "x")}, []string{"a/ opaque", "a/f = x"}},
@@ -164,17 +170,32 @@ func TestUnpack(t *testing.T) {
 		{"whiteout then file", []tarEntry{file(".wh.f", ""), file("f", "x")}, []string{"f = x"}},
 		{"opaque", []tarEntry{file("a/f", "x"), file("a/.wh..wh..opq", "")}, []string{"a/ opaque", "a/f = x"}},
 		{"AUFS notes", []tarEntry{file(".wh..wh.aufs", ""), folder(".wh..wh.plnk/"), file(".wh..wh.plnk/1.2", "x")}, nil},
-		{"later wins", []tarEntry{file("f", "x"), file("f", "y"), folder("d/"), file("d/f", "x"), file("d", "z"), symlink("l", "f"), folder("l/")},
-			[]string{"d = z", "f = y", "l/"}},
+		{
+			"later wins",
+			[]tarEntry{file("f", "x"), file("f", "y"), folder("d/"), file("d/f", "x"), file("d", "z"), symlink("l", "f"), folder("l/")},
+			[]string{"d = z", "f = y", "l/"},
+		},
 		{"hard link is cut by a later file", []tarEntry{file("f", "x"), hardlink("g", "f"), file("f", "y")}, []string{"f = y", "g = x"}},
-		{"links inside", []tarEntry{folder("usr/lib/"), symlink("lib", "usr/lib"), file("lib/f", "x"), symlink("abs", "/usr"), file("abs/lib/g", "y")},
-			[]string{"abs -> /usr", "lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/f = x", "usr/lib/g = y"}},
-		{"links up stop at the root", []tarEntry{symlink("up", "../../.."), file("up/victim", "x"), symlink("a/up", "../../b"), file("a/up/f", "y")},
-			[]string{"a/", "a/up -> ../../b", "b/", "b/f = y", "up -> ../../..", "victim = x"}},
-		{"link to a folder of a layer below", []tarEntry{symlink("var/run", "/run"), file("var/run/f", "x")},
-			[]string{"run/", "run/f = x", "var/", "var/run -> /run"}},
-		{"link replaced by folder", []tarEntry{symlink("l", "/tmp"), file("l/f", "x"), folder("l/"), file("l/g", "y")},
-			[]string{"l/", "l/g = y", "tmp/", "tmp/f = x"}},
+		{
+			"links inside",
+			[]tarEntry{folder("usr/lib/"), symlink("lib", "usr/lib"), file("lib/f", "x"), symlink("abs", "/usr"), file("abs/lib/g", "y")},
+			[]string{"abs -> /usr", "lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/f = x", "usr/lib/g = y"},
+		},
+		{
+			"links up stop at the root",
+			[]tarEntry{symlink("up", "../../.."), file("up/victim", "x"), symlink("a/up", "../../b"), file("a/up/f", "y")},
+			[]string{"a/", "a/up -> ../../b", "b/", "b/f = y", "up -> ../../..", "victim = x"},
+		},
+		{
+			"link to a folder of a layer below",
+			[]tarEntry{symlink("var/run", "/run"), file("var/run/f", "x")},
+			[]string{"run/", "run/f = x", "var/", "var/run -> /run"},
+		},
+		{
+			"link replaced by folder",
+			[]tarEntry{symlink("l", "/tmp"), file("l/f", "x"), folder("l/"), file("l/g", "y")},
+			[]string{"l/", "l/g = y", "tmp/", "tmp/f = x"},
+		},
 		{"entry over link to outside", []tarEntry{symlink("l", "../victim"), file("l", "x")}, []string{"l = x"}},
 		{"names in any encoding", []tarEntry{file("\xff\xfe", "x"), file("ä\n", "y")}, []string{"ä\n = y", "\xff\xfe = x"}},
 	} {
@@ -255,7 +276,7 @@ func TestUnpackRefusesBrokenStreams(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, dir := sandboxed(t)
-	if _, err := unpack(ctx, dir, bytes.NewReader(whole), Limits{}); err != context.Canceled {
+	if _, err := unpack(ctx, dir, bytes.NewReader(whole), Limits{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("unpack with a cancelled context = %v", err)
 	}
 }

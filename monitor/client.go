@@ -158,12 +158,13 @@ func (c *Client) Peer() Hello { return c.peer }
 // Done is closed when the connection is lost or closed.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Close ends the connection and waits until OnExit has returned; it is not
-// called again. Requests under way end with kind Unavailable; containers and
+// Close ends the connection and waits until OnExit has returned; from its start
+// OnExit is not called again. Requests under way end with kind Unavailable; containers and
 // execs go on. Safe twice, but not from OnExit.
 func (c *Client) Close() {
-	c.fail(errors.New("the connection was closed"))
+	// In this order: Done says that OnExit will not be called once more.
 	c.exits.drop()
+	c.fail(errors.New("the connection was closed"))
 	c.wg.Wait()
 }
 

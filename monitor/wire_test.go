@@ -53,7 +53,7 @@ func TestFramesArriveAsWritten(t *testing.T) {
 				t.Errorf("Write = %v, want nil", err)
 			}
 			_ = from.Close()
-			if _, err := to.Read(); err != io.EOF {
+			if _, err := to.Read(); !errors.Is(err, io.EOF) {
 				t.Errorf("Read at the end = %v, want io.EOF", err)
 			}
 			_ = to.Close()

@@ -49,7 +49,7 @@ func (p *pathProber) do(ctx context.Context, limit time.Duration, path string, f
 	}
 	p.count(path, 1)
 	go func() { // ends with f
-		_ = <-done
+		<-done //nolint:errcheck // nobody waits for what f found any more
 		p.count(path, -1)
 	}()
 	return err

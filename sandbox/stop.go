@@ -77,7 +77,9 @@ func (m *Manager) ask(ctx context.Context, c *container) error {
 	if err == nil {
 		return m.step("container.stop.signal")
 	}
-	if c.hasExited() {
+	// A monitor that does not have it has just been found out by reconnect to be
+	// another: the exit is about to be told, and if not, kill sees to it.
+	if c.hasExited() || errkind.Is(err, errkind.NotFound) {
 		return nil
 	}
 	c.mu.Lock()

@@ -8,11 +8,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -43,6 +45,9 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
+// maxSocket leaves room for the temporary name that a socket has at first.
+const maxSocket = 107 - len(".1234567")
+
 // heapLimit is soft: beyond it the collector works harder.
 const heapLimit = 256 << 20
 
@@ -54,7 +59,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	verbosity := flags.Int("log-verbosity", 0, "`level` of the log: 0 start, stop and lost data; 2 each change; 4 each call")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
-		if err == flag.ErrHelp {
+		if errors.Is(err, flag.ErrHelp) {
 			return 0
 		}
 		return 2
@@ -66,6 +71,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if *showVersion {
 		fmt.Fprintf(stdout, "crid-monitor %s (protocol %d, %s)\n", buildVersion, monitor.Version, runtime.Version())
 		return 0
+	}
+	for flag, path := range map[string]string{"socket": *socket, "state": *state} {
+		if !filepath.IsAbs(path) {
+			fmt.Fprintf(stderr, "crid-monitor: --%s %q is not an absolute path\n", flag, path)
+			return 2
+		}
+	}
+	if len(*socket) > maxSocket {
+		fmt.Fprintf(stderr, "crid-monitor: --socket %q has %d bytes, a unix socket's path has at most %d\n", *socket, len(*socket), maxSocket)
+		return 2
 	}
 	if err := serve(*socket, *state, *verbosity); err != nil {
 		fmt.Fprintf(stderr, "crid-monitor: %v\n", err)

@@ -65,8 +65,15 @@ func openFDs(t *testing.T) int {
 
 func TestWriteMsgCarriesDataAndFilesInOrder(t *testing.T) {
 	for _, tt := range []struct{ bytes, files int }{
-		{1, 0}, {1, 1}, {1, maxFDs}, {2, maxFDs + 1}, {100, 1000}, {8, 2000},
-		{1 << 20, 0}, {4 << 20, 3}, {4 << 20, 600},
+		{1, 0},
+		{1, 1},
+		{1, maxFDs},
+		{2, maxFDs + 1},
+		{100, 1000},
+		{8, 2000},
+		{1 << 20, 0},
+		{4 << 20, 3},
+		{4 << 20, 600},
 	} {
 		t.Run(fmt.Sprintf("%dB/%d", tt.bytes, tt.files), func(t *testing.T) {
 			a, b := socketPair(t)

@@ -124,7 +124,7 @@ func scan(s, format string, v any) bool {
 type suite struct {
 	t    *testing.T
 	env  Env
-	ctx  context.Context
+	ctx  context.Context //nolint:containedctx // the test's own
 	last int
 }
 

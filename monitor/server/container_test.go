@@ -441,7 +441,9 @@ func TestCreateFailsAndLeavesNothing(t *testing.T) {
 	relative.LogPath = "x.log"
 	for _, r := range []monitor.CreateRequest{
 		n.request("bad-mount", badMount), n.request("bad-cwd", badCwd), n.request("bad-sysctl", badSysctl), noLayer, relative,
-		{ID: "a/b"}, {ID: "no-spec"}, {ID: "bad-spec", Spec: []byte("{}")},
+		{ID: "a/b"},
+		{ID: "no-spec"},
+		{ID: "bad-spec", Spec: []byte("{}")},
 	} {
 		before, err := n.client.Dump(t.Context())
 		if err != nil {

@@ -190,7 +190,7 @@ func (s *Server) start(ctx context.Context, r monitor.StartRequest) (_ reply, er
 	if c.status == nil {
 		return answer, errkind.Errorf(errkind.BadState, "container %s lost its start pipe, remove it", c.id)
 	}
-	if err := s.release1(c); err != nil {
+	if err := s.letExecute(c); err != nil {
 		return answer, err
 	}
 	c.advance(stateRunning)
@@ -198,10 +198,10 @@ func (s *Server) start(ctx context.Context, r monitor.StartRequest) (_ reply, er
 	return answer, nil
 }
 
-// release1 opens the fifo at which the first process waits. The process writes
+// letExecute opens the fifo at which the first process waits. The process writes
 // to it, closes it and executes its program, at which the status pipe closes too.
 // If the process has died, the status pipe is closed and the fifo is empty.
-func (s *Server) release1(c *container) error {
+func (s *Server) letExecute(c *container) error {
 	path := filepath.Join(s.runtime.root, c.id, fifoName)
 	// Does not wait for the process to open its end.
 	fifo, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)

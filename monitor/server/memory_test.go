@@ -29,13 +29,13 @@ func TestMemory(t *testing.T) {
 	for i := range warm {
 		run(i)
 	}
-	time.Sleep(3 * time.Second)
+	time.Sleep(3 * time.Second) //nolint:forbidigo // the collector takes its time, and a figure is all there is to get
 	before := rollup(t, pid, "Private_")
 	for i := range containers {
 		run(warm + i)
 	}
 	atOnce := rollup(t, pid, "Private_")
-	time.Sleep(4 * time.Second)
+	time.Sleep(4 * time.Second) //nolint:forbidigo // likewise
 	after := rollup(t, pid, "Private_")
 	d, _ := n.client.Dump(t.Context())
 	t.Logf("private memory: %d KiB with %d containers, %d with %d (%d right after): %d KiB for each; %+v",

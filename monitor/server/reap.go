@@ -90,7 +90,7 @@ func (r *reaper) wait(pid int) (int, error) {
 	defer r.remove(pid)
 	var ws syscall.WaitStatus
 	for {
-		_, err := syscall.Wait4(pid, &ws, 0, nil)
+		_, err := syscall.Wait4(pid, &ws, 0, nil) //nolint:forbidigo // of one process that is ours
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:

@@ -168,7 +168,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		case err != nil:
 			// Too many open files, for one. Others may close theirs.
 			s.o.Log.Error(err, "Could not accept a connection, will try again")
-			time.Sleep(delay)
+			time.Sleep(delay) //nolint:forbidigo // a back-off; closing the listener ends the next try
 			delay = min(2*delay, time.Second)
 			continue
 		}
