@@ -261,17 +261,17 @@ func bigImage(b *testing.B) (img v1.Image, compressed int64, files int) {
 	parts := make([][]File, layers)
 	total := 0
 	root := filepath.Join(goroot(b), "..")
-	_ = filepath.Walk(goroot(b), func(p string, fi os.FileInfo, err error) error {
+	err := filepath.Walk(goroot(b), func(p string, fi os.FileInfo, err error) error {
 		if err != nil || !fi.Mode().IsRegular() || total > most {
-			return nil
+			return err
 		}
 		data, err := os.ReadFile(p)
 		if err != nil {
-			return nil
+			return err
 		}
 		rel, err := filepath.Rel(root, p)
 		if err != nil {
-			return nil
+			return err
 		}
 		i := files % layers
 		parts[i] = append(parts[i], File{Path: fmt.Sprintf("l%d/%s", i, rel), Mode: int64(fi.Mode().Perm()), Data: data})
@@ -279,6 +279,9 @@ func bigImage(b *testing.B) (img v1.Image, compressed int64, files int) {
 		files++
 		return nil
 	})
+	if err != nil {
+		b.Fatal(err)
+	}
 	made := make([]v1.Layer, layers)
 	for i, part := range parts {
 		made[i] = Layer(b, part...)

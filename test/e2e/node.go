@@ -86,8 +86,21 @@ func NewNode(t testing.TB, o NodeOptions) *Node {
 	}
 	n.Programs.Env = append(n.Programs.Env, o.Env...)
 	n.Start()
+	n.warmUp()
 	n.fresh = n.Figures()
 	return n
+}
+
+// warmUp lets the monitor connect to systemd, which it does for the first cgroup
+// that it asks for. The connection is one for its whole life, and so no leak.
+func (n *Node) warmUp() {
+	if n.Programs.CgroupDriver != "systemd" {
+		return
+	}
+	p := n.PodConfig("warm-up")
+	options := p.Linux.SecurityContext.NamespaceOptions
+	options.Network, options.Pid = cri.NamespaceMode_NODE, cri.NamespaceMode_POD // has an init in a cgroup, needs no image
+	n.RemovePod(n.RunPod(p))
 }
 
 func (n *Node) path(parts ...string) string {
@@ -191,7 +204,7 @@ func (n *Node) dial() {
 			n.T.Fatalf("crid ended before it served:\n%s", n.Log())
 		case <-ctx.Done():
 			n.T.Fatalf("crid does not serve after a minute:\n%s", n.Log())
-		case <-time.After(10 * time.Millisecond): //nolint:forbidigo // a foreign process: there is nothing else to wait on
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
 	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -243,15 +256,6 @@ func (n *Node) end(sig syscall.Signal) {
 		<-n.exited
 	}
 	_ = n.conn.Close()
-	_ = n.log.Close()
-	n.daemon = nil
-}
-
-// forget drops a crid that has ended by itself.
-func (n *Node) forget() {
-	if n.conn != nil {
-		_ = n.conn.Close()
-	}
 	_ = n.log.Close()
 	n.daemon = nil
 }

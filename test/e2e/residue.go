@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -91,6 +92,25 @@ func (n *Node) cgroups() []string {
 	return found
 }
 
+// scopes are systemd's units of this node's containers, whatever state they are in.
+func (n *Node) scopes() []string {
+	if n.Programs.CgroupDriver != "systemd" {
+		return nil
+	}
+	out, err := exec.Command("systemctl", "show", "--property=Id,Slice", "crid-*.scope").Output()
+	if err != nil {
+		n.T.Fatalf("systemctl show: %v", err)
+	}
+	var found []string
+	for unit := range strings.SplitSeq(string(out), "\n\n") {
+		// A slice in the node's slice begins with its name.
+		if strings.Contains(unit, "Slice="+strings.TrimSuffix(n.Cgroup, ".slice")) {
+			found = append(found, strings.Join(strings.Fields(unit), " "))
+		}
+	}
+	return found
+}
+
 // left is what a node without pods must not have: namespaces, mounts of pods,
 // cgroups of containers, links, records, overlay folders, processes.
 func (n *Node) left(before machine) []string {
@@ -115,6 +135,9 @@ func (n *Node) left(before machine) []string {
 		if strings.HasPrefix(filepath.Base(c), "crid-") && strings.Contains(c, "/crid-e2e-") && filepath.Base(c) != strings.TrimPrefix(n.Cgroup, "/") {
 			left = append(left, "cgroup "+c)
 		}
+	}
+	for _, s := range n.scopes() {
+		left = append(left, "unit "+s)
 	}
 	for _, dir := range []string{
 		"netns", "root/sandboxes", "root/containers", "root/rootfs", "root/trash",

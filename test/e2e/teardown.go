@@ -30,6 +30,12 @@ func (n *Node) deleteMounts() {
 }
 
 func (n *Node) deleteCgroups() {
+	if n.Programs.CgroupDriver == "systemd" {
+		// systemd made the slice when the first scope in it was asked for.
+		if out, err := exec.Command("systemctl", "stop", n.Cgroup).CombinedOutput(); err != nil {
+			n.T.Errorf("systemctl stop %s: %v: %s", n.Cgroup, err, out)
+		}
+	}
 	found := n.cgroups()
 	slices.SortFunc(found, func(a, b string) int { return len(b) - len(a) }) // children first
 	for _, c := range found {
