@@ -139,7 +139,7 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 		return err
 	}
 	in := m.specInput(c, img)
-	if in.NS.PID, err = m.pidNamespace(c); err != nil {
+	if in.NS.PID, err = m.pidNamespace(ctx, c); err != nil {
 		return err
 	}
 	var rootfs image.Rootfs
@@ -278,14 +278,13 @@ func (m *Manager) lookAtNode(ctx context.Context, c *container, in *spec.Input) 
 
 // pidNamespace is the path of the PID namespace that a container joins; "" for
 // one of its own or the node's.
-func (m *Manager) pidNamespace(c *container) (string, error) {
+func (m *Manager) pidNamespace(ctx context.Context, c *container) (string, error) {
 	switch pidMode(&c.config, &c.sandbox.config) {
 	case config.NamespacePod:
-		holder := c.sandbox.record().Holder
-		if holder == nil || holder.PID == 0 {
-			return "", errkind.Errorf(errkind.Invalid, "config.linux.security_context.namespace_options.pid: POD, but the sandbox was made without a PID namespace")
+		if err := m.needHolder(ctx, c.sandbox); err != nil {
+			return "", err
 		}
-		return pidNS(holder.PID), nil
+		return pidNS(c.sandbox.record().Holder.PID), nil
 	case config.NamespaceTarget:
 		target, err := m.pidTarget(c)
 		if err != nil {
@@ -294,6 +293,26 @@ func (m *Manager) pidNamespace(c *container) (string, error) {
 		return pidNS(target.record().PID), nil
 	}
 	return "", nil
+}
+
+// needHolder makes the pod's PID namespace for the first container that shares
+// it, in a sandbox that was not made for that. Two containers that come at once
+// may both ask: they get the same one. Stopping the sandbox waits for the
+// containers that are being made, and so for this, before it releases the holder.
+func (m *Manager) needHolder(ctx context.Context, s *sandbox) error {
+	if h := s.record().Holder; h != nil && h.PID != 0 {
+		return nil
+	}
+	err := m.saveSandbox(s, "sandbox.hold.record", func(r *sandboxRecord) error {
+		if r.Holder == nil {
+			r.Holder = &holderRecord{CgroupsPath: m.cgroupsPath(&s.config, "hold-"+string(s.id))}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return m.holdPIDs(ctx, s)
 }
 
 func pidNS(pid int) string { return fmt.Sprintf("/proc/%d/ns/pid", pid) }

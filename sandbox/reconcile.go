@@ -245,6 +245,9 @@ func (m *Manager) meetSandbox(ctx context.Context, mon Monitor, s *sandbox, item
 		item.Hold.PIDFD = nil
 		return
 	}
+	if r.Holder.PID == 0 {
+		return // it was about to be made for a container, which is torn down
+	}
 	if err := m.adoptHolder(ctx, mon, s, r.Holder); err != nil {
 		m.lost(ctx, s, "its PID namespace's init is gone: "+err.Error())
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -206,6 +207,28 @@ func TestPIDNamespaces(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A container may share the pod's PID namespace although the sandbox was not made
+// with one: it is made for the first that asks.
+func TestPIDNamespaceOnDemand(t *testing.T) {
+	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
+	p := n.PodConfig("late-pid")
+	pod := n.RunPod(p)
+	ids := make([]string, 2)
+	for i := range ids {
+		c := n.ContainerConfig(fmt.Sprintf("shares-%d", i), "sleep", "1000")
+		c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
+		ids[i] = n.Run(pod, p, c)
+	}
+	own := n.Run(pod, p, n.ContainerConfig("own", "sleep", "1000"))
+	ns := func(id string) string { return n.Exec(id, "readlink", "/proc/self/ns/pid") }
+	if ns(ids[0]) != ns(ids[1]) || ns(ids[0]) == ns(own) {
+		t.Errorf("PID namespaces %q and %q are to be the same, %q another", ns(ids[0]), ns(ids[1]), ns(own))
+	}
+	n.Restart()
+	n.Exec(ids[0], "true")
 }
 
 func TestHostNetworkAndIPC(t *testing.T) {
