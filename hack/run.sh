@@ -134,15 +134,18 @@ run() {
 	"$bin/demo" up "$socket" "$root/logs"
 	say "crid pods"
 	"$bin/crid" --config "$config" pods
-	say "How to go on"
+	local id
+	id=$("$bin/demo" id "$socket")
+	say "How to go on, as root"
 	cat <<-HELP
-		crictl --runtime-endpoint unix://$socket pods
-		crictl --runtime-endpoint unix://$socket ps
-		crictl --runtime-endpoint unix://$socket logs CONTAINER
-		crictl --runtime-endpoint unix://$socket exec --sync CONTAINER ls /bin
+		export CONTAINER_RUNTIME_ENDPOINT=unix://$socket
+		crictl pods
+		crictl ps
+		crictl logs $id
+		crictl exec --sync $id ls /bin
 		kubelet --container-runtime-endpoint=unix://$socket ...
 		$bin/crid --config $config check
-		sudo make clean-run    ends all this and leaves nothing behind
+		make clean-run         ends all this and leaves nothing behind
 	HELP
 }
 
@@ -157,8 +160,10 @@ clean() {
 		say "Removing pods"
 		"$bin/demo" down "$socket" || echo "some pods could not be removed, going on without crid"
 	fi
-	say "Ending crid and its monitor"
-	for pid in $(daemon_pid || true) $(monitor_pids); do
+	local pids
+	pids="$(daemon_pid || true) $(monitor_pids)"
+	[ -z "${pids// /}" ] || say "Ending crid and its monitor"
+	for pid in $pids; do
 		kill -TERM "$pid" 2>/dev/null || true
 		if ! wait_gone "$pid"; then
 			echo "process $pid does not end on SIGTERM, killing it"
@@ -168,6 +173,7 @@ clean() {
 	done
 	kill_containers
 	remove_mounts
+	remove_rules
 	ip link delete "$bridge" 2>/dev/null || true
 	local dir
 	for dir in $(cgroup_dirs); do
@@ -197,6 +203,23 @@ remove_mounts() {
 		/proc/self/mountinfo | tac | while read -r point; do umount -l "$point" || true; done
 }
 
+# rules are those for masquerading, one line each as iptables takes them.
+rules() { iptables -w -t nat -S 2>/dev/null | grep -F 'name: \"crid-demo\" id: ' || true; }
+
+# remove_rules removes those that the bridge plugin leaves when a pod's network
+# namespace went before it was asked to let go of it.
+remove_rules() {
+	local rule chain chains=()
+	while read -r rule; do
+		eval "iptables -w -t nat -D ${rule#-A }" # its words are quoted for a shell
+		chain=${rule#-A }
+		chain=${chain%% *}
+		[ "$chain" = POSTROUTING ] || chains+=("$chain")
+	done < <(rules)
+	[ ${#chains[@]} = 0 ] || printf '%s\n' "${chains[@]}" | sort -u |
+		while read -r chain; do iptables -w -t nat -X "$chain" || true; done
+}
+
 cgroup_dirs() { find /sys/fs/cgroup -maxdepth 3 -type d -path "*/$cgroup" 2>/dev/null || true; }
 
 # left fails if anything of the demo is still there, and says what.
@@ -209,7 +232,7 @@ left() {
 		ip -o link show "$bridge" 2>/dev/null | sed 's/^/link /'
 		cgroup_dirs | sed 's/^/cgroup /'
 		monitor_pids | sed 's/^/crid-monitor, process /'
-		iptables -w -t nat -S 2>/dev/null | grep -F crid-demo | sed 's/^/iptables rule /'
+		rules | sed 's/^/iptables rule /'
 		true
 	)
 	[ -z "$found" ] || die "this is left behind:
@@ -220,5 +243,8 @@ $found"
 case "${1:-run}" in
 run) run ;;
 clean) clean ;;
-*) die "usage: hack/run.sh [clean]" ;;
+*)
+	echo "usage: hack/run.sh [clean]" >&2
+	exit 2
+	;;
 esac

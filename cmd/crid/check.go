@@ -29,7 +29,8 @@ func (p program) check(ctx context.Context, c Config) error {
 		return err
 	}
 	found := v.differences()
-	if len(found) > 0 && tryConnect(ctx, c.Socket) == nil {
+	serves := tryConnect(ctx, c.Socket) == nil
+	if len(found) > 0 && serves {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -41,14 +42,37 @@ func (p program) check(ctx context.Context, c Config) error {
 		again := v.differences()
 		found = slices.DeleteFunc(found, func(s string) bool { return !slices.Contains(again, s) })
 	}
+	if !serves {
+		fmt.Fprintf(p.out, "no crid serves %s\n", c.Socket)
+	}
+	if v.monitor == nil {
+		fmt.Fprintf(p.out, "no crid-monitor serves %s\n", monitorSocket(c))
+	}
 	for _, f := range found {
 		fmt.Fprintln(p.out, f)
 	}
 	if len(found) > 0 {
-		return fmt.Errorf("%d differences between records and the machine", len(found))
+		again := "restart"
+		if !serves {
+			again = "start"
+		}
+		return fmt.Errorf("%s between records and the machine; %s crid, it finishes or undoes what was left half done",
+			count(len(found), "difference"), again)
 	}
-	fmt.Fprintf(p.out, "no differences: %d pod sandboxes, %d containers\n", len(v.sandboxes), len(v.containers))
+	fmt.Fprintf(p.out, "no differences: %s, %s\n", count(len(v.sandboxes), "pod sandbox"), count(len(v.containers), "container"))
 	return nil
+}
+
+// count is a number of things in words.
+func count(n int, thing string) string {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(thing, "x"):
+		thing += "es"
+	default:
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 // view is everything there is of pods on this machine, seen once.

@@ -47,7 +47,7 @@ type Config struct {
 
 // CNIConfig is the pods' network.
 type CNIConfig struct {
-	ConfDir string `toml:"conf_dir" comment:"Folder of CNI configurations. The first in the alphabet is used; it is watched."`
+	ConfDir string `toml:"conf_dir" comment:"Folder of CNI configurations. The first in the alphabet is used; it is watched.\nAt its start crid has the plugins forget all attachments that it does not know: a network\nthat another runtime of this node uses too needs \"disableGC\": true in its file."`
 
 	BinDirs []string `toml:"bin_dirs" comment:"Folders of CNI plugins, searched in this order."`
 
@@ -235,6 +235,9 @@ func (c *Config) validate() *badKey {
 		if !filepath.IsAbs(p.value) && !(p.optional && p.value == "") {
 			return &badKey{p.key, fmt.Sprintf("is %q, must be an absolute path", p.value)}
 		}
+	}
+	if filepath.Clean(c.State) == filepath.Clean(c.Root) {
+		return &badKey{"state", fmt.Sprintf("is %q, must be another folder than root", c.State)}
 	}
 	for key, list := range map[string][]string{"cni.bin_dirs": c.CNI.BinDirs, "registry.config_dirs": c.Registry.ConfigDirs} {
 		for _, dir := range list {

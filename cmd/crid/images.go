@@ -38,7 +38,8 @@ type images interface {
 	Import(ctx context.Context, name string, archive io.Reader) ([]imageRow, error)
 	List(ctx context.Context) ([]imageRow, error)
 	Pull(ctx context.Context, name string) (id string, err error)
-	Remove(ctx context.Context, nameOrID string) error
+	// Remove says what it has removed: an image goes with all its names.
+	Remove(ctx context.Context, nameOrID string) (imageRow, error)
 	Close()
 }
 
@@ -55,7 +56,7 @@ func openImages(ctx context.Context, c Config) (images, error) {
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, fmt.Errorf("connect to crid: %w", err)
 	}
-	unlock, err := lockRoot(ctx, c.Root)
+	unlock, err := lockFolder(ctx, "root", c.Root)
 	if err != nil {
 		if errors.Is(err, sys.ErrLocked) {
 			err = fmt.Errorf("%w, which does not answer on %s: it is starting or ending, try again", err, adminPath(c))
@@ -97,16 +98,17 @@ func (d *daemonImages) Pull(ctx context.Context, name string) (string, error) {
 	return r.GetImageRef(), plainStatus(err)
 }
 
-func (d *daemonImages) Remove(ctx context.Context, ref string) error {
+func (d *daemonImages) Remove(ctx context.Context, ref string) (imageRow, error) {
 	spec := &cri.ImageSpec{Image: ref}
 	s, err := d.cri.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: spec})
-	if err == nil && s.GetImage() == nil {
-		return fmt.Errorf("no image %s", ref)
+	i := s.GetImage()
+	if err == nil && i == nil {
+		return imageRow{}, fmt.Errorf("no image %s; `crid image list` shows those there are", ref)
 	}
 	if err == nil {
 		_, err = d.cri.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: spec})
 	}
-	return plainStatus(err)
+	return imageRow{i.GetId(), i.GetRepoTags(), i.GetSize()}, plainStatus(err)
 }
 
 func (d *daemonImages) Close() { d.cri.close() }
@@ -131,11 +133,12 @@ func (f *folderImages) Pull(ctx context.Context, name string) (string, error) {
 	return string(id), err
 }
 
-func (f *folderImages) Remove(ctx context.Context, ref string) error {
-	if _, err := f.store.Image(ref); err != nil {
-		return err
+func (f *folderImages) Remove(ctx context.Context, ref string) (imageRow, error) {
+	i, err := f.store.Image(ref)
+	if err != nil {
+		return imageRow{}, err
 	}
-	return f.store.Remove(ctx, ref)
+	return imageRows([]image.Image{i})[0], f.store.Remove(ctx, ref)
 }
 
 func (f *folderImages) Close() {
@@ -183,7 +186,11 @@ func (p program) imageCommand(args []string) (action, error) {
 			}
 			return err
 		case "remove":
-			return store.Remove(ctx, rest[0])
+			row, err := store.Remove(ctx, rest[0])
+			if err == nil {
+				fmt.Fprintf(p.out, "removed %s %s\n", row.ID, strings.Join(row.Tags, " "))
+			}
+			return err
 		}
 		return p.listImages(ctx, store)
 	}), nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime/pprof"
 	"sync/atomic"
@@ -88,17 +87,19 @@ func monitorBinary(configured string) string {
 	return name
 }
 
-// dumpOnSignal writes all goroutines to the log at SIGUSR1, until ctx ends.
-func dumpOnSignal(ctx context.Context) {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGUSR1)
-	defer signal.Stop(c)
+// answerSignals answers those signals that do not end crid, until ctx ends.
+func answerSignals(ctx context.Context, signals <-chan os.Signal) {
+	log := klog.FromContext(ctx)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-c:
-			klog.FromContext(ctx).Info("Asked by SIGUSR1 for all goroutines, they follow")
+		case s := <-signals:
+			if s == syscall.SIGHUP {
+				log.Info("Ignored SIGHUP: a changed configuration takes a restart, containers run on")
+				continue
+			}
+			log.Info("Asked by SIGUSR1 for all goroutines, they follow")
 			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
 		}
 	}

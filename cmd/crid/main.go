@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -31,7 +32,7 @@ commands:
   image import [--name NAME] FILE|-     take images out of an archive (OCI or docker save)
   image list                            list images
   image pull NAME                       pull an image
-  image remove NAME|ID                  remove an image
+  image remove NAME|ID                  remove an image, with all its names
   pods                                  list pod sandboxes
   check                                 compare records, monitor, cgroups, mounts and namespaces
 
@@ -74,6 +75,9 @@ func (p program) run(ctx context.Context, args []string) int {
 	case errors.As(err, &wrong):
 		fmt.Fprintf(p.err, "crid: %v\n", err)
 		return 2
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		fmt.Fprintf(p.err, "crid: %v; try it as root\n", err)
+		return 1
 	default:
 		fmt.Fprintf(p.err, "crid: %v\n", err)
 		return 1
@@ -82,7 +86,13 @@ func (p program) run(ctx context.Context, args []string) int {
 
 func (p program) command(ctx context.Context, args []string) error {
 	flags := newFlags("crid")
-	file := flags.String("config", "", "")
+	file := ""
+	flags.Func("config", "", func(value string) error {
+		if file = value; value == "" {
+			return errors.New("it must name a file")
+		}
+		return nil
+	})
 	showVersion := flags.Bool("version", false, "")
 	args, err := parseFlags(flags, args)
 	if err != nil {
@@ -97,7 +107,7 @@ func (p program) command(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return do(ctx, func() (Config, error) { return loadConfig(*file) })
+	return do(ctx, func() (Config, error) { return loadConfig(file) })
 }
 
 // action is a command with its arguments checked. It reads the configuration if
@@ -156,10 +166,13 @@ func (p program) configCommand(args []string) (action, error) {
 }
 
 func noArguments(command string, args []string) error {
-	if len(args) > 0 {
-		return usagef("`crid %s` takes no argument, but was given %q", command, args[0])
+	if len(args) == 0 {
+		return nil
 	}
-	return nil
+	if _, err := parseFlags(newFlags("crid "+command), args); err != nil {
+		return err
+	}
+	return usagef("`crid %s` takes no argument, but was given %q", command, args[0])
 }
 
 // newFlags is a set of flags whose errors are the caller's to print.
@@ -173,10 +186,28 @@ func newFlags(name string) *flag.FlagSet {
 // parseFlags parses args and returns what follows the flags.
 func parseFlags(f *flag.FlagSet, args []string) ([]string, error) {
 	err := f.Parse(args)
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		return nil, usagef("%w; `%s --help` lists the flags", err, "crid")
+	switch {
+	case err == nil:
+		return f.Args(), nil
+	case errors.Is(err, flag.ErrHelp):
+		return nil, err
 	}
-	return f.Args(), err
+	// The package writes "-config" where people write "--config".
+	what := err.Error()
+	if name, ok := strings.CutPrefix(what, "flag provided but not defined: -"); ok {
+		what = "unknown flag --" + name
+		if name == "config" || name == "version" {
+			what += " here, it goes before the command"
+		}
+	} else if name, ok := strings.CutPrefix(what, "flag needs an argument: -"); ok {
+		what = "flag --" + name + " needs a value"
+	} else {
+		what = strings.NewReplacer(" flag -", " flag --", " for -", " for --").Replace(what)
+	}
+	if _, command, ok := strings.Cut(f.Name(), " "); ok {
+		what = command + ": " + what
+	}
+	return nil, usagef("%s; `crid --help` lists the flags", what)
 }
 
 // buildVersion is set by the linker, see Makefile.

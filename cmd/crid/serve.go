@@ -50,6 +50,9 @@ type daemon struct {
 // serve is the daemon: it builds the parts, serves until a signal comes, and
 // goes. Containers and the monitor stay.
 func (p program) serve(ctx context.Context, c Config) error {
+	if uid := os.Geteuid(); uid != 0 {
+		return fmt.Errorf("to serve, it must run as root, not as user %d: it makes mounts, namespaces and cgroups", uid)
+	}
 	if err := setUpLogging(c, p.err); err != nil {
 		return err
 	}
@@ -65,8 +68,14 @@ func (p program) serve(ctx context.Context, c Config) error {
 
 	d := &daemon{config: c}
 	defer d.close()
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	d.background.Go(func() { answerSignals(ctx, signals) })
 	cri, admin, err := d.build(ctx)
 	if err != nil {
+		stop()
+		d.background.Wait()
 		return err
 	}
 	return d.run(ctx, stop, cri, admin)
@@ -78,11 +87,14 @@ func (d *daemon) build(ctx context.Context) (criSocket, adminSocket net.Listener
 	if err := d.folders(); err != nil {
 		return nil, nil, err
 	}
-	unlock, err := lockRoot(ctx, d.config.Root)
-	if err != nil {
-		return nil, nil, err
+	// State too: a crid with another root would take what runs here for leftovers.
+	for _, f := range []struct{ key, dir string }{{"root", d.config.Root}, {"state", d.config.State}} {
+		unlock, err := lockFolder(ctx, f.key, f.dir)
+		if err != nil {
+			return nil, nil, err
+		}
+		d.closers = append(d.closers, unlock)
 	}
-	d.closers = append(d.closers, unlock)
 	// Now rather than after minutes of recovery.
 	if err := removeStale(ctx, d.config.Socket); err != nil {
 		return nil, nil, err
@@ -105,7 +117,7 @@ func (d *daemon) folders() error {
 	for _, f := range []struct {
 		path string
 		mode os.FileMode
-	}{{c.Root, rootMode}, {c.State, stateMode}, {c.NetNSDir, 0o755}, {c.CNI.CacheDir, 0o700}} {
+	}{{c.Root, rootMode}, {c.State, stateMode}, {c.NetNSDir, 0o755}, {c.CNI.CacheDir, 0o700}, {filepath.Dir(c.Socket), 0o755}} {
 		if err := os.MkdirAll(f.path, f.mode); err != nil {
 			return fmt.Errorf("make folder: %w", err)
 		}
@@ -179,7 +191,6 @@ func (d *daemon) run(ctx context.Context, stop context.CancelFunc, criSocket, ad
 			failed <- err
 		}
 	})
-	d.background.Go(func() { dumpOnSignal(ctx) })
 
 	log := klog.FromContext(ctx)
 	log.Info("Serving CRI", "path", d.config.Socket)

@@ -16,7 +16,7 @@ import (
 // listen opens a unix socket. One that a dead process left is replaced; one on
 // which somebody answers is an error.
 //
-// Preconditions: lockRoot's lock is held, so that of two crids with one
+// Preconditions: the locks of root and state are held, so that of two crids with one
 // configuration only one comes here.
 func listen(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -61,7 +61,7 @@ func removeStale(ctx context.Context, path string) error {
 	}
 	// A plain file refuses connections too, and is not ours to remove.
 	if st, err := os.Lstat(path); err != nil || st.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("socket %s: there is something else than a socket at this path", path)
+		return fmt.Errorf("socket %s: there is something else than a socket at this path; remove it, or configure another one", path)
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("remove the socket of a crid that died: %w", err)
@@ -69,20 +69,21 @@ func removeStale(ctx context.Context, path string) error {
 	return nil
 }
 
-// lockRoot makes this process the only one that uses root, until unlock or its
-// end. The file holds the owner's process ID, for people and error texts.
-func lockRoot(ctx context.Context, root string) (unlock func(), err error) {
-	if err := os.MkdirAll(root, 0o711); err != nil {
-		return nil, fmt.Errorf("make root folder: %w", err)
+// lockFolder makes this process the only crid that uses dir, the configuration's
+// root or state, until unlock or its end. The file holds the owner's process
+// ID, for people and error texts.
+func lockFolder(ctx context.Context, key, dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("make folder: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, sys.LockGrace)
 	defer cancel()
-	f, err := sys.LockFile(ctx, filepath.Join(root, "crid.lock")) // the store has a lock of its own
+	f, err := sys.LockFile(ctx, filepath.Join(dir, "crid.lock")) // the store and the monitor have locks of their own
 	if errors.Is(err, sys.ErrLocked) {
-		return nil, fmt.Errorf("root folder %s: another crid uses it: %w", root, err)
+		return nil, fmt.Errorf("%s %s is used by another crid; stop that one, or give this one another root, state and socket: %w", key, dir, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock root folder: %w", err)
+		return nil, fmt.Errorf("%s %s: %w", key, dir, err)
 	}
 	return func() { _ = f.Close() }, nil
 }

@@ -63,19 +63,19 @@ func TestListen(t *testing.T) {
 	}
 }
 
-func TestLockRoot(t *testing.T) {
+func TestLockFolder(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "root")
-	unlock, err := lockRoot(t.Context(), root)
+	unlock, err := lockFolder(t.Context(), "root", root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lockRoot(t.Context(), root); !errors.Is(err, sys.ErrLocked) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
-		t.Errorf("second lockRoot = %v, want ErrLocked with the owner's process ID", err)
+	if _, err := lockFolder(t.Context(), "root", root); !errors.Is(err, sys.ErrLocked) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
+		t.Errorf("second lockFolder = %v, want ErrLocked with the owner's process ID", err)
 	}
 	unlock()
-	unlock, err = lockRoot(t.Context(), root)
+	unlock, err = lockFolder(t.Context(), "root", root)
 	if err != nil {
-		t.Fatalf("lockRoot after unlock = %v", err)
+		t.Fatalf("lockFolder after unlock = %v", err)
 	}
 	unlock()
 }

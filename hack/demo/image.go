@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -31,14 +32,20 @@ func writeImage(archive, program string) error {
 	if err != nil {
 		return fmt.Errorf("make image: %w", err)
 	}
-	img, err = mutate.Config(img, v1.Config{
+	base, err := img.ConfigFile()
+	if err != nil {
+		return fmt.Errorf("make image: %w", err)
+	}
+	config := base.DeepCopy() // without a date: the same program makes the same image
+	config.OS, config.Architecture = runtime.GOOS, runtime.GOARCH
+	config.Config = v1.Config{
 		Entrypoint: []string{"/bin/web"},
 		Env:        []string{"PATH=/bin"},
 		WorkingDir: "/",
 		User:       "www",
 		StopSignal: "SIGTERM",
-	})
-	if err != nil {
+	}
+	if img, err = mutate.ConfigFile(img, config); err != nil {
 		return fmt.Errorf("make image: %w", err)
 	}
 	tag, err := name.NewTag(imageName)

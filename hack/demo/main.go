@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 const usage = `usage:
   demo image ARCHIVE PROGRAM    write an image that holds PROGRAM
   demo up SOCKET LOGS           run the pod, unless it runs, and show what it does
+  demo id SOCKET                print the short ID of the container that runs
   demo down SOCKET              remove all pods`
 
 func main() {
@@ -44,10 +46,17 @@ func run(ctx context.Context, args []string) error {
 		return writeImage(args[1], args[2])
 	case len(args) == 3 && args[0] == "up":
 		return withClient(args[1], func(c client) error { return c.up(ctx, args[2]) })
+	case len(args) == 2 && args[0] == "id":
+		return withClient(args[1], func(c client) error { return c.id(ctx) })
 	case len(args) == 2 && args[0] == "down":
 		return withClient(args[1], func(c client) error { return c.down(ctx) })
 	}
 	return errors.New(usage)
+}
+
+// podLabels are those that kubelet sets: crictl takes a pod's name from them.
+var podLabels = map[string]string{
+	"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "demo", "io.kubernetes.pod.uid": "demo-web",
 }
 
 // client is a connection to crid.
@@ -70,7 +79,7 @@ func (c client) up(ctx context.Context, logs string) error {
 		Metadata:     &cri.PodSandboxMetadata{Name: "web", Namespace: "demo", Uid: "demo-web"},
 		Hostname:     "web",
 		LogDirectory: filepath.Join(logs, "demo_web"),
-		Labels:       map[string]string{"app": "web"},
+		Labels:       podLabels,
 		Linux:        &cri.LinuxPodSandboxConfig{},
 	}
 	pod, container, err := c.find(ctx, sandbox)
@@ -88,21 +97,25 @@ func (c client) up(ctx context.Context, logs string) error {
 	return c.show(ctx, pod, container)
 }
 
-// find looks for the pod of an earlier run; one that does not run any more is
-// removed.
+// find looks for the pod of an earlier run; one that does not run any more, or
+// that another version of this program has made, is removed.
 func (c client) find(ctx context.Context, want *cri.PodSandboxConfig) (pod, container string, err error) {
-	pods, err := c.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: want.GetLabels()}})
+	pods, err := c.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 	if err != nil {
 		return "", "", err
 	}
 	for _, p := range pods.GetItems() {
+		if p.GetMetadata().GetUid() != want.GetMetadata().GetUid() {
+			continue
+		}
 		containers, err := c.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{
 			PodSandboxId: p.GetId(), State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING},
 		}})
 		if err != nil {
 			return "", "", err
 		}
-		if p.GetState() == cri.PodSandboxState_SANDBOX_READY && len(containers.GetContainers()) == 1 {
+		same := maps.Equal(p.GetLabels(), want.GetLabels())
+		if same && p.GetState() == cri.PodSandboxState_SANDBOX_READY && len(containers.GetContainers()) == 1 {
 			return p.GetId(), containers.GetContainers()[0].GetId(), nil
 		}
 		if err := c.remove(ctx, p.GetId()); err != nil {
@@ -122,6 +135,7 @@ func (c client) start(ctx context.Context, sandbox *cri.PodSandboxConfig) (pod, 
 		SandboxConfig: sandbox,
 		Config: &cri.ContainerConfig{
 			Metadata: &cri.ContainerMetadata{Name: "server"},
+			Labels:   podLabels,
 			Image:    &cri.ImageSpec{Image: imageName},
 			LogPath:  "server.log",
 			Linux:    &cri.LinuxContainerConfig{},
@@ -171,6 +185,21 @@ func (c client) show(ctx context.Context, pod, container string) error {
 			return fmt.Errorf("it ended with code %d", r.GetExitCode())
 		}
 	}
+	return nil
+}
+
+// id prints the container's ID as crictl shows and takes it.
+func (c client) id(ctx context.Context) error {
+	cs, err := c.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{
+		LabelSelector: podLabels, State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING},
+	}})
+	if err != nil {
+		return err
+	}
+	if len(cs.GetContainers()) != 1 {
+		return fmt.Errorf("%d containers of the demo's pod run, want 1", len(cs.GetContainers()))
+	}
+	fmt.Printf("%.13s\n", cs.GetContainers()[0].GetId())
 	return nil
 }
 

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -65,7 +67,7 @@ func ls(args []string) error {
 			return err
 		}
 		for _, e := range entries {
-			fmt.Println(e)
+			fmt.Println(e.Name())
 		}
 	}
 	return nil
@@ -103,6 +105,9 @@ func ps([]string) error {
 	if err != nil {
 		return err
 	}
+	slices.SortFunc(dirs, func(a, b string) int { // by number
+		return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(a, b))
+	})
 	fmt.Println("PID\tCOMMAND")
 	for _, dir := range dirs {
 		line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
