@@ -5,7 +5,8 @@
 #   hack/vm.sh build            make the VM unless it is there and up to date
 #   hack/vm.sh run COMMAND      boot, run COMMAND (for bash) with bin/ at /mnt, exit as it did
 #   hack/vm.sh test [PART...]   run tests in it and print `go test -json`:
-#                                 kernel          the packages that touch the kernel
+#                                 kernel          the packages that touch the kernel,
+#                                                 monitor/server with both drivers
 #                                 e2e-cgroupfs    test/e2e with that cgroup driver
 #                                 e2e-systemd     test/e2e with that cgroup driver
 #                               (default: all of them)
@@ -79,15 +80,23 @@ in_vm() {
 		export CRID_REQUIRE_ROOT=1 CRID_CNI_BIN=/srv/t/cni TMPDIR=/srv/tmp
 		mkdir -p $TMPDIR
 		rc=0
+		# As the go command does: a program that panics or is killed does not
+		# say FAIL itself, and may stop in the middle of a line.
+		failed() { printf '\n\x16FAIL\n'; rc=1; }
 		kernel() {
 			for d in kernel/*; do
 				echo "package ${d#kernel/}"
-				(cd "$d" && ./pkg.test -test.v=test2json -test.timeout 10m) 2>&1 || rc=1
+				(cd "$d" && ./pkg.test -test.v=test2json -test.timeout 10m) 2>&1 || failed
+			done
+			# Once more with the other cgroup driver.
+			for d in kernel/*monitor%server; do
+				echo "package ${d#kernel/}%systemd"
+				(cd "$d" && CRID_TEST_CGROUP_DRIVER=systemd ./pkg.test -test.v=test2json -test.timeout 10m) 2>&1 || failed
 			done
 		}
 		e2e() {
 			echo "package test%e2e%$1"
-			./e2e.test -test.v=test2json -test.timeout 20m -test.run "$run" -crid ./crid -monitor ./crid-monitor -cni-bin ./cni -cgroup-driver "$1" 2>&1 || rc=1
+			./e2e.test -test.v=test2json -test.timeout 20m -test.run "$run" -crid ./crid -monitor ./crid-monitor -cni-bin ./cni -cgroup-driver "$1" 2>&1 || failed
 		}
 	E
 	printf 'run=%q\n' "${CRID_VM_RUN:-.}"

@@ -16,7 +16,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -98,7 +100,7 @@ type event struct {
 // read copies what matters to out.
 func read(in io.Reader, out io.Writer) (counts, error) {
 	var c counts
-	output := map[string]*strings.Builder{} // by package and test
+	output := map[string]*strings.Builder{} // by package and test, of those that have not ended
 	failed := map[string]bool{}             // packages with a failed test
 	lines := bufio.NewReader(in)
 	for {
@@ -112,12 +114,29 @@ func read(in io.Reader, out io.Writer) (counts, error) {
 			}
 		}
 		if errors.Is(err, io.EOF) {
+			// A program that panics or is killed says nothing at its end; the
+			// go command says it for it, others may forget.
+			c.Failed += len(unended("", output, out))
 			return c, nil
 		}
 		if err != nil {
 			return c, err
 		}
 	}
+}
+
+// unended prints what has begun in pkg, or in any package if that is "", and has
+// no result. It returns the packages.
+func unended(pkg string, output map[string]*strings.Builder, out io.Writer) (packages []string) {
+	for _, key := range slices.Sorted(maps.Keys(output)) {
+		name, test, _ := strings.Cut(key, "\x00")
+		if pkg != "" && name != pkg {
+			continue
+		}
+		fmt.Fprintf(out, "--- NEVER ENDED %s %s\n%s", name, test, output[key])
+		packages = append(packages, name)
+	}
+	return slices.Compact(packages)
 }
 
 func (c *counts) take(e event, output map[string]*strings.Builder, failed map[string]bool, out io.Writer) {
@@ -140,7 +159,10 @@ func (c *counts) take(e event, output map[string]*strings.Builder, failed map[st
 		if e.Test == "" {
 			if e.Action == "fail" && !failed[e.Package] {
 				c.Failed++
+				unended(e.Package, output, out)
 			}
+			// Late words of tests that have ended are of no interest.
+			maps.DeleteFunc(output, func(key string, _ *strings.Builder) bool { return strings.HasPrefix(key, e.Package+"\x00") })
 			if e.Action != "skip" { // no test files
 				fmt.Fprintf(out, "%-4s %s %.1fs\n", e.Action, e.Package, e.Elapsed)
 			}

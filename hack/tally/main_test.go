@@ -36,6 +36,18 @@ func TestRead(t *testing.T) {
 			`{"Action":"fail","Package":"p","Test":"TestA"}`,
 			`{"Action":"fail","Package":"p"}`,
 		}, counts{Failed: 1}, []string{"panic: oh"}, "\x00"},
+		{"ends without a word", []string{
+			`{"Action":"output","Package":"p","Test":"TestA","Output":"panic: oh\n"}`,
+		}, counts{Failed: 1}, []string{"--- NEVER ENDED p TestA", "panic: oh"}, "\x00"},
+		{"a panic outside of the test", []string{
+			`{"Action":"output","Package":"p","Test":"TestA","Output":"panic: oh\n"}`,
+			`{"Action":"fail","Package":"p"}`,
+		}, counts{Failed: 1}, []string{"--- NEVER ENDED p TestA", "panic: oh", "fail p"}, "\x00"},
+		{"late words", []string{
+			`{"Action":"pass","Package":"p","Test":"TestA"}`,
+			`{"Action":"output","Package":"p","Test":"TestA","Output":"bye\n"}`,
+			`{"Action":"pass","Package":"p"}`,
+		}, counts{Passed: 1}, nil, "bye"},
 		{"other text", []string{`go: no such package`}, counts{}, []string{"go: no such package"}, "\x00"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
