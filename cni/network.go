@@ -148,6 +148,13 @@ func (n *Network) Plan(a Attachment) (Attachment, error) {
 	if s.list == nil {
 		return Attachment{}, s.Err
 	}
+	// Here, because nothing needs to be undone yet: once Attach may have been
+	// called, Detach needs the plugins as well.
+	for _, p := range s.list.Plugins {
+		if _, err := n.exec.FindInPath(p.Network.Type, n.exec.binDirs); err != nil {
+			return Attachment{}, fmt.Errorf("network %s: %w", s.list.Name, err)
+		}
+	}
 	a.Config = s.list.Bytes
 	return a, nil
 }
