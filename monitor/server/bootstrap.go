@@ -52,6 +52,9 @@ func Bootstrap(stateDir string) (*Stage, error) {
 	// What the program that started this one forgot to close would else be open
 	// here for months. Old kernels lack the call.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	if err := checkRoot(); err != nil {
+		return nil, err
+	}
 	host, err := leaveMounts(filepath.Join(stateDir, "rootfs"))
 	if err != nil {
 		return nil, err
@@ -160,4 +163,24 @@ func (st *Stage) Leave(stateDir string) error {
 	return inMounts(st.HostMounts, func() error {
 		return sys.Unmount(rootfs, sys.Detach)
 	})
+}
+
+// checkRoot refuses to run in a chroot. libcontainer's exec enters a container's
+// mount namespace, and stands at that namespace's root, which is then not the
+// container's: pivot_root has moved only what was the monitor's root.
+func checkRoot() error {
+	ns, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	var here, top unix.Stat_t
+	err = errors.Join(unix.Stat("/", &here), inMounts(ns, func() error { return unix.Stat("/", &top) }))
+	if err == nil && (here.Dev != top.Dev || here.Ino != top.Ino) {
+		err = errors.New("it runs in a chroot, where a container's exec would run outside of the container; use pivot_root, or a mount namespace of its own")
+	}
+	if err != nil {
+		return fmt.Errorf("look at the root folder: %w", err)
+	}
+	return nil
 }
