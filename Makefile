@@ -29,9 +29,11 @@ deps: ## install what building and running need (as root)
 build: deps bin/crid bin/crid-monitor bin/cni/.made ## bin/crid, bin/crid-monitor and CNI's plugins in bin/cni
 
 bin/crid: FORCE
+	@echo '== building $@' >&2
 	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $@ ./cmd/crid
 
 bin/crid-monitor: FORCE
+	@echo '== building $@' >&2
 	@CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags $(MONITOR_TAGS) -ldflags '$(MONITOR_LDFLAGS)' -o $@ ./cmd/crid-monitor
 
 bin/cni/.made: hack/tools/go.mod hack/tools/go.sum

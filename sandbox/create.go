@@ -73,7 +73,7 @@ func (m *Manager) admitContainer(ctx context.Context, s *sandbox, w config.Conta
 	key := w.Key(s.id)
 	if c := m.contKey[key]; c != nil {
 		if *c.state.Load() != ContainerRemoving && !reflect.DeepEqual(c.config, w) {
-			return nil, nil, errkind.Errorf(errkind.Exists, "container %s has this name and attempt, and another config", c.id)
+			return nil, nil, errkind.Errorf(errkind.Exists, "container %s has this name and attempt, and another config; remove it, or raise the attempt", c.id)
 		}
 		return c, nil, nil
 	}

@@ -90,6 +90,7 @@ type Options struct {
 	HostPathTimeout time.Duration // for a file system to answer about a mount's source; 0 means 10 s
 	ExecDrain       time.Duration // for output to end after an exec has exited; 0 means 1 s
 	KillTimeout     time.Duration // for a container to exit after SIGKILL; 0 means 10 s
+	MonitorTimeout  time.Duration // for a monitor that has died to be replaced, while requests wait; 0 means 10 s
 	RecoverTimeout  time.Duration // for New to finish what was half done; it goes on behind. 0 means 5 s
 
 	Kernel Kernel           // nil means that of this machine
@@ -141,8 +142,7 @@ const (
 	closeLimit  = 20 * time.Second
 	gcLimit     = 30 * time.Second
 	startLimit  = 2 * time.Minute
-	exitLimit   = time.Minute      // for what crid does after an exit
-	reachLimit  = 10 * time.Second // for a monitor to be there again
+	exitLimit   = time.Minute // for what crid does after an exit
 )
 
 // New reads the records, finds out what became of everything while no crid
@@ -177,6 +177,7 @@ func prepare(ctx context.Context, o Options) (*Manager, error) {
 	orDefault(&o.HostPathTimeout, 10*time.Second)
 	orDefault(&o.ExecDrain, time.Second)
 	orDefault(&o.KillTimeout, 10*time.Second)
+	orDefault(&o.MonitorTimeout, 10*time.Second)
 	orDefault(&o.RecoverTimeout, 5*time.Second)
 	orDefault(&o.EtcDir, "/etc")
 	if o.Kernel == nil {
@@ -325,7 +326,7 @@ func (m *Manager) live() (Monitor, error) {
 // reach is live for requests: while crid connects to the monitor again, which
 // takes a moment when it has died, they wait instead of failing.
 func (m *Manager) reach(ctx context.Context) (Monitor, error) {
-	limit := time.NewTimer(reachLimit)
+	limit := time.NewTimer(m.o.MonitorTimeout)
 	defer limit.Stop()
 	for {
 		m.mu.RLock()

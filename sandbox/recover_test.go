@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/testutil"
@@ -124,6 +125,7 @@ func TestCallsWithoutMonitor(t *testing.T) {
 			}
 			return connect(ctx, onExit)
 		}
+		o.MonitorTimeout = time.Millisecond
 	})
 	pod, id := mustLive(t, n, sandboxtest.Pod("web"), sandboxtest.Container("main"))
 	fail = true

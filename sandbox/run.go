@@ -68,7 +68,7 @@ func (m *Manager) admitSandbox(ctx context.Context, w config.Sandbox) (s *sandbo
 	defer m.mu.Unlock()
 	if s := m.sandboxKey[w.Key()]; s != nil {
 		if *s.state.Load() != SandboxRemoving && !reflect.DeepEqual(s.config, w) {
-			return nil, nil, errkind.Errorf(errkind.Exists, "sandbox %s has this name, namespace, uid and attempt, and another config", s.id)
+			return nil, nil, errkind.Errorf(errkind.Exists, "sandbox %s has this name, namespace, uid and attempt, and another config; remove it, or raise the attempt", s.id)
 		}
 		return s, nil, nil
 	}

@@ -119,7 +119,7 @@ func serve(socket, state string, verbosity int) error {
 	if err := <-done; err != nil {
 		return err
 	}
-	if ctx.Err() != nil {
+	if !s.Empty() {
 		return nil // containers live on, and what they need stays
 	}
 	return stage.Leave(state)

@@ -112,10 +112,15 @@ func (s *Server) dump(context.Context, monitor.DumpRequest) (reply, error) {
 	}}, nil
 }
 
+// Empty reports whether the monitor holds no container and no PID namespace.
+func (s *Server) Empty() bool {
+	cs, hs := s.table.snapshot()
+	return len(cs)+len(hs) == 0
+}
+
 // shutdown is granted when nothing would be left without a parent.
 func (s *Server) shutdown(context.Context, monitor.ShutdownRequest) (reply, error) {
-	cs, hs := s.table.snapshot()
-	if len(cs)+len(hs) > 0 {
+	if cs, hs := s.table.snapshot(); len(cs)+len(hs) > 0 {
 		return reply{}, errkind.Errorf(errkind.BadState, "the monitor still has %d containers and %d holders", len(cs), len(hs))
 	}
 	return reply{after: func() { s.once.Do(func() { close(s.stop) }) }}, nil
