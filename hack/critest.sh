@@ -42,7 +42,7 @@ if [ -n "${IMAGES-}" ]; then
 	images=$!
 	say "waiting for the images"
 	for _ in $(seq 120); do
-		! grep -qi 'serving\|listening' "$out/images.log" || break
+		! grep -qi 'serving\|listening\|ready' "$out/images.log" || break
 		kill -0 "$images" 2>/dev/null || { cat "$out/images.log" >&2; die "the images' server ended"; }
 		sleep 1
 	done
