@@ -87,10 +87,10 @@ func (s *Server) adopt(ctx context.Context, r monitor.AdoptRequest, h *monitor.H
 	log, _, err := openLog(r.Create.LogPath, &s.logDropped)
 	if err != nil {
 		// Better without a log than without a parent.
-		klog.FromContext(ctx).Error(err, "Lost log of a container", "container", r.ID)
-		log = &criLog{dropped: &s.logDropped}
+		klog.FromContext(ctx).Error(err, "Lost log of a container, will try again with what it writes next", "container", r.ID)
 	}
 	if c.io, err = adoptStdio(log, r.Create.TTY, h); err != nil {
+		log.close()
 		_ = c.pidfd.Close()
 		return err
 	}

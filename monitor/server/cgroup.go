@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -80,16 +81,22 @@ func (c *cgroup) kill() error {
 			return fmt.Errorf("kill process %d: %w", pid, err)
 		}
 	}
-	if len(pids) == 0 {
-		return nil
-	}
 	// v1 delivers no signal to what is frozen.
-	if st, err := c.m.GetFreezerState(); err == nil && st == cgroups.Frozen {
-		if err := c.m.Freeze(cgroups.Thawed); err != nil {
-			return fmt.Errorf("thaw cgroup: %w", err)
-		}
+	if dir := c.m.Path("freezer"); len(pids) > 0 && dir != "" && !cgroups.IsCgroup2UnifiedMode() {
+		thaw(dir)
 	}
 	return nil
+}
+
+// thaw thaws the cgroup at dir, in v1's freezer hierarchy, and those below it,
+// which a container that may do so has made and frozen.
+func thaw(dir string) {
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			_ = os.WriteFile(filepath.Join(path, "freezer.state"), []byte(cgroups.Thawed), 0)
+		}
+		return nil // what went away is thawed, too
+	})
 }
 
 // empty kills until no process is left. The error has kind Timeout and names

@@ -67,11 +67,12 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 	if err := s.launchInit(c, r, &spec, log); err != nil {
 		return reply{}, err
 	}
+	// The copies are made now: once the streams are read or the watcher runs,
+	// they may end, and crid counts on all of them.
+	_, files := c.files()
 	s.table.put(c)
 	c.io.start(context.WithoutCancel(ctx))
 	klog.FromContext(ctx).V(2).Info("Created container", "container", c.id, "pid", c.pid, "duration", time.Since(began))
-	// The copies are made now: once the watcher runs, streams may end.
-	_, files := c.files()
 	return reply{
 		body:  monitor.CreateReply{PID: c.pid},
 		files: files,

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
 
@@ -141,13 +143,15 @@ type criLog struct {
 	dropped *atomic.Uint64
 
 	mu      sync.Mutex // held across write(2): it keeps batches whole and reopen exact
-	f       *os.File   // +checklocks:mu; nil without a log and after close
-	failing bool       // +checklocks:mu; the last write failed, which has been said
+	f       *os.File   // +checklocks:mu; nil while it cannot be opened, and after close
+	closed  bool       // +checklocks:mu
+	failing bool       // +checklocks:mu; the last write or open failed, which has been said
 	torn    bool       // +checklocks:mu; the file ends within a record
 }
 
 // openLog opens the log for appending and makes the folders above it. It says
-// whether it made the file.
+// whether it made the file. On error l may be used all the same: it is tried
+// again with what is written next.
 func openLog(path string, dropped *atomic.Uint64) (l *criLog, made bool, err error) {
 	l = &criLog{path: path, dropped: dropped}
 	if path == "" {
@@ -155,11 +159,14 @@ func openLog(path string, dropped *atomic.Uint64) (l *criLog, made bool, err err
 	}
 	_, statErr := os.Lstat(path)
 	l.f, err = openLogFile(path)
+	l.failing = err != nil
 	return l, os.IsNotExist(statErr) && err == nil, err
 }
 
+// openLogFile follows no link at path and waits for nobody to read: pods that
+// collect logs may be able to write to the folder, and this program writes as root.
 func openLogFile(path string) (*os.File, error) {
-	const flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK
 	f, err := os.OpenFile(path, flags, 0o640)
 	if os.IsNotExist(err) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -169,6 +176,9 @@ func openLogFile(path string) (*os.File, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open log file: %w", err)
+	}
+	if st, err := f.Stat(); err != nil || st.Mode()&os.ModeNamedPipe != 0 {
+		return nil, errors.Join(fmt.Errorf("open log file: %s is a pipe", path), err, f.Close())
 	}
 	return f, nil
 }
@@ -180,8 +190,16 @@ func (l *criLog) write(ctx context.Context, records []byte) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.f == nil {
+	if l.closed {
 		return
+	}
+	if l.f == nil {
+		f, err := openLogFile(l.path)
+		if err != nil {
+			l.lost(ctx, len(records), err)
+			return
+		}
+		l.f = f
 	}
 	if l.torn {
 		// Ends the record that was cut, so that readers find the next one.
@@ -197,7 +215,12 @@ func (l *criLog) write(ctx context.Context, records []byte) {
 		return
 	}
 	l.torn = n > 0 && records[n-1] != '\n'
-	l.dropped.Add(uint64(len(records) - n))
+	l.lost(ctx, len(records)-n, err)
+}
+
+// lost counts what could not be written, and says so once. Preconditions: mu is held.
+func (l *criLog) lost(ctx context.Context, n int, err error) {
+	l.dropped.Add(uint64(n))
 	if !l.failing {
 		l.failing = true
 		klog.FromContext(ctx).Error(err, "Lost log of a container, will try again with what it writes next", "path", l.path)
@@ -215,14 +238,14 @@ func (l *criLog) reopen() error {
 		return err
 	}
 	l.mu.Lock()
-	old := l.f
-	if old != nil {
-		l.f, l.failing, l.torn = f, false, false
-	} else {
-		old = f // closed meanwhile
+	old := f // is not needed when the log has been closed meanwhile
+	if !l.closed {
+		old, l.f, l.failing, l.torn = l.f, f, false, false
 	}
 	l.mu.Unlock()
-	_ = old.Close()
+	if old != nil {
+		_ = old.Close()
+	}
 	return nil
 }
 
@@ -230,6 +253,7 @@ func (l *criLog) reopen() error {
 func (l *criLog) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	if l.f != nil {
 		_ = l.f.Close()
 		l.f = nil

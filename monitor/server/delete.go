@@ -118,8 +118,9 @@ func (s *Server) delete(ctx context.Context, r monitor.DeleteRequest) (reply, er
 	}
 	began := time.Now()
 	c.advance(stateDeleting)
-	// Execs that are being started: they end up in the cgroup, or fail.
-	c.joining.Wait()
+	if err := c.endJoining(ctx); err != nil {
+		return reply{}, fmt.Errorf("delete container %s: %w", r.ID, err)
+	}
 	if err := s.endProcesses(ctx, c); err != nil {
 		return reply{}, fmt.Errorf("delete container %s: %w", r.ID, err)
 	}
@@ -138,6 +139,33 @@ func (s *Server) delete(ctx context.Context, r monitor.DeleteRequest) (reply, er
 	_ = c.pidfd.Close()
 	klog.FromContext(ctx).V(2).Info("Deleted container", "container", r.ID, "duration", time.Since(began))
 	return reply{}, s.journal.remove(r.ID)
+}
+
+// endJoining waits for the execs that are being started: they end up in the
+// cgroup, or fail. What takes long is killed, because the container may have
+// frozen or stopped it, or serve the file system that its program comes from.
+func (c *container) endJoining(ctx context.Context) error {
+	joined := make(chan struct{})
+	go func() {
+		c.joining.Wait()
+		close(joined)
+	}()
+	limit := time.NewTimer(killTimeout)
+	defer limit.Stop()
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		select {
+		case <-joined:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-limit.C:
+			return errkind.Errorf(errkind.Timeout, "an exec that was being started has not ended %v after SIGKILL", killTimeout)
+		case <-time.After(wait):
+		}
+		if err := errors.Join(send(c.pidfd, unix.SIGKILL), c.cgroup.kill()); err != nil {
+			return err
+		}
+	}
 }
 
 // endProcesses kills everything in a container and waits until it is gone and

@@ -45,6 +45,9 @@ func (s *Server) exec(ctx context.Context, conn *conn, r monitor.ExecRequest, fi
 		return reply{}, err
 	}
 	e := &execProc{id: r.ExecID, done: make(chan struct{})}
+	if err := c.cgroup.thawed(); err != nil {
+		return reply{}, fmt.Errorf("exec in container %s: %w", r.ID, err)
+	}
 	if err := c.join(e); err != nil {
 		return reply{}, err
 	}
@@ -127,8 +130,9 @@ func (s *Server) launchExec(c *container, e *execProc, r monitor.ExecRequest, fi
 		return err
 	}
 	pidfd, err := sys.PidfdOpen(pid)
+	var master *os.File
 	if err == nil && text == "" && console != nil {
-		e.console, err = console.master()
+		master, err = console.master()
 	}
 	if err == nil && text != "" {
 		err = errkind.New(errkind.Invalid, errors.New(text))
@@ -143,7 +147,7 @@ func (s *Server) launchExec(c *container, e *execProc, r monitor.ExecRequest, fi
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e.pid, e.pidfd = pid, pidfd
+	e.pid, e.pidfd, e.console = pid, pidfd, master
 	return nil
 }
 

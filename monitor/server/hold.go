@@ -55,12 +55,18 @@ func (s *Server) startHolder(ctx context.Context, r monitor.HoldRequest) (_ *hol
 	}
 	defer status.Close()
 	defer childStatus.Close()
+	childGo, goAhead, err := pipeTo()
+	if err != nil {
+		return nil, err
+	}
+	defer childGo.Close()
+	defer goAhead.Close()
 	defer s.reaper.begin()()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{"crid-pid1"}
 	cmd.Env = []string{pid1Env}
 	cmd.Dir = "/"
-	cmd.ExtraFiles = []*os.File{childStatus}
+	cmd.ExtraFiles = []*os.File{childStatus, childGo}
 	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -79,6 +85,9 @@ func (s *Server) startHolder(ctx context.Context, r monitor.HoldRequest) (_ *hol
 	}()
 	if err := cg.m.Apply(h.pid); err != nil {
 		return nil, fmt.Errorf("join cgroup: %w", err)
+	}
+	if _, err := goAhead.Write([]byte{0}); err != nil {
+		return nil, err
 	}
 	_ = childStatus.Close()
 	if text := readAll(status, 4096); text != "" {

@@ -21,11 +21,13 @@ func (s *Server) resize(_ context.Context, r monitor.ResizeRequest) (reply, erro
 	if r.ExecID != "" {
 		c.mu.Lock()
 		e := c.execs[r.ExecID]
+		if e != nil {
+			console = e.console // set by an exec that is being started
+		}
 		c.mu.Unlock()
 		if e == nil {
 			return reply{}, errkind.Errorf(errkind.NotFound, "no exec %s in container %s", r.ExecID, r.ID)
 		}
-		console = e.console
 	}
 	if console == nil {
 		return reply{}, errkind.Errorf(errkind.BadState, "resize terminal of container %s: it has none", r.ID)

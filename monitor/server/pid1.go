@@ -28,6 +28,8 @@ package server
 
 // The descriptor on which a failure is written; it closes when all went well.
 #define CRID_STATUS 3
+// The descriptor from which the order to go on comes.
+#define CRID_GO 4
 
 static void crid_fail(const char *what)
 {
@@ -37,8 +39,14 @@ static void crid_fail(const char *what)
 
 __attribute__((constructor)) static void crid_pid1(void)
 {
+	char go;
+
 	if (getenv("_CRID_PID1") == NULL)
 		return;
+	// It comes when this process is in its cgroup, by which it can be found. A
+	// monitor that dies before has told nobody of it.
+	if (read(CRID_GO, &go, 1) != 1)
+		_exit(1);
 	prctl(PR_SET_NAME, "crid-pid1");
 	signal(SIGCHLD, SIG_IGN);
 	// An empty root in a mount namespace of its own.

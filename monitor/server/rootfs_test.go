@@ -54,9 +54,6 @@ func TestMountRootfs(t *testing.T) {
 			{"odd names", 3, `a:b,c\d`, true},
 		} {
 			t.Run(name+"/"+tt.name, func(t *testing.T) {
-				if name != "any" && tt.layers == 1 && !tt.writable {
-					t.Skip("overlayfs needs two layers without an upper one")
-				}
 				dir, err := os.MkdirTemp("", "rootfs")
 				if err != nil {
 					t.Fatal(err)
@@ -76,6 +73,9 @@ func TestMountRootfs(t *testing.T) {
 					t.Fatal(err)
 				}
 				err = mount(at, r, "")
+				if lone := tt.layers == 1 && !tt.writable; lone && name != "any" && errors.Is(err, unix.EINVAL) {
+					return // overlayfs needs two without an upper one; "any" has a way around it
+				}
 				if errors.Is(err, errOldKernel) {
 					t.Skip(err)
 				}

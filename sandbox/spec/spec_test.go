@@ -168,6 +168,20 @@ func TestResolveUser(t *testing.T) {
 	}
 }
 
+// TestUserOutOfRange: 4294967296 is 0 in 32 bits.
+func TestUserOutOfRange(t *testing.T) {
+	const passwd = "big:x:4294967296:1::/:\nbiggroup:x:1:4294967296::/:\nneg:x:-1:1::/:\nok:x:7:7::/:\n"
+	const group = "big:x:4294967296:ok\nfine:x:9:ok\n"
+	for _, image := range []string{"big", "biggroup", "1", "neg", "ok:big"} {
+		if got, err := ResolveUser(config.Security{}, image, []byte(passwd), []byte(group)); !errkind.Is(err, errkind.Invalid) {
+			t.Errorf("ResolveUser(%q) = %+v, %v, want an Invalid error", image, got, err)
+		}
+	}
+	if got, err := ResolveUser(config.Security{}, "ok", []byte(passwd), []byte(group)); err != nil || !slices.Equal(got.Groups, []int64{7, 9}) {
+		t.Errorf("ResolveUser(ok) = %+v, %v, want groups 7 and 9", got, err)
+	}
+}
+
 func TestStopSignal(t *testing.T) {
 	tests := []struct {
 		requested, image, want string

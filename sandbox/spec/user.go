@@ -60,7 +60,7 @@ func ResolveUser(sec config.Security, imageUser string, passwd, group []byte) (U
 
 	u.Groups = []int64{u.GID}
 	if sec.GroupsPolicy != config.GroupsStrict && u.Name != "" {
-		member := func(g user.Group) bool { return slices.Contains(g.List, u.Name) }
+		member := func(g user.Group) bool { return isID(g.Gid) && slices.Contains(g.List, u.Name) }
 		for _, g := range parseGroups(group, member) {
 			u.addGroup(int64(g.Gid))
 		}
@@ -128,6 +128,10 @@ func (w wanted) lookupUser(u *User, passwd []byte) error {
 	switch {
 	case len(entries) > 0:
 		e := entries[0]
+		if !isID(e.Uid) || !isID(e.Gid) {
+			return invalid(w.userField, "%q has user ID %d and group ID %d in the image's /etc/passwd, which are not between 0 and %d",
+				w.user, e.Uid, e.Gid, math.MaxInt32)
+		}
 		u.UID, u.GID, u.Name = int64(e.Uid), int64(e.Gid), e.Name
 		if path.IsAbs(e.Home) {
 			u.Home = e.Home
@@ -159,6 +163,9 @@ func (w wanted) lookupGroup(u *User, group []byte) error {
 	if len(found) == 0 {
 		return invalid(w.groupField, "no group %q in the image's /etc/group", w.group)
 	}
+	if !isID(found[0].Gid) {
+		return invalid(w.groupField, "%q is %d in the image's /etc/group, which is not between 0 and %d", w.group, found[0].Gid, math.MaxInt32)
+	}
 	u.GID = int64(found[0].Gid)
 	return nil
 }
@@ -170,11 +177,15 @@ func parseID(field, s string) (id int64, isNumber bool, err error) {
 	if err != nil && !errors.Is(err, strconv.ErrRange) {
 		return 0, false, nil
 	}
-	if err != nil || id < 0 || id > math.MaxInt32 {
+	if err != nil || !isID(id) {
 		return 0, true, invalid(field, "%s is not between 0 and %d", s, math.MaxInt32)
 	}
 	return id, true, nil
 }
+
+// isID: the kernel has 32 bits, and what does not fit would come to mean another
+// user, such as root.
+func isID[T int | int64](n T) bool { return n >= 0 && n <= math.MaxInt32 }
 
 func parseGroups(group []byte, filter func(user.Group) bool) []user.Group {
 	found, _ := user.ParseGroupFilter(reader(group), filter)
