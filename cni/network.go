@@ -18,10 +18,13 @@ package cni
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -275,16 +278,17 @@ func (n *Network) GC(ctx context.Context, live []Attachment) error {
 		}
 		valid[list.Name] = append(valid[list.Name], types.GCAttachment{ContainerID: a.ID, IfName: ifName(a)})
 	}
-	for name, list := range lists {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(lists)) {
 		keep := valid[name]
 		if keep == nil {
 			keep = []types.GCAttachment{} // plugins want an empty list, not null
 		}
-		if err := n.libcni.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: keep}); err != nil {
-			return fmt.Errorf("collect what is left of old attachments to network %s: %w", name, plain(err))
+		if err := n.libcni.GCNetworkList(ctx, lists[name], &libcni.GCArgs{ValidAttachments: keep}); err != nil {
+			errs = append(errs, fmt.Errorf("collect what is left of old attachments to network %s: %w", name, plain(err)))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // lock waits until no plugin works for a sandbox any more, ours or one that an

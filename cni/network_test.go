@@ -456,6 +456,14 @@ func TestGC(t *testing.T) {
 	if conf := string(calls[3].Conf); !strings.Contains(conf, `"cni.dev/valid-attachments":[{"containerID":"live","ifname":"eth0"}]`) {
 		t.Errorf("GC told the plugin %s, want the live attachment", conf)
 	}
+	// Plugins of one network that fail do not keep those of another from it.
+	other := live
+	other.ID, other.Config = "other", []byte(strings.Replace(string(live.Config), `"lab"`, `"former"`, 1))
+	l.first.Does("GC", cnitest.Step{Exit: 1, Result: `{"code":100,"msg":"no"}`})
+	if err := l.GC(t.Context(), []Attachment{live, other}); err == nil || !strings.Contains(err.Error(), "network lab") || !strings.Contains(err.Error(), "network former") {
+		t.Errorf("GC of two networks that both fail = %v, want an error naming both", err)
+	}
+	l.first.Does("GC", cnitest.Step{})
 	l.second.Does("GC", cnitest.Step{Exit: 1, Result: `{"code":100,"msg":"no"}`})
 	if err := l.GC(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "CNI plugin second, GC") {
 		t.Errorf("GC with a failing plugin = %v, want an error naming it", err)

@@ -41,7 +41,7 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
 	if err := ctx.Err(); err != nil {
 		return "", fmt.Errorf("pull %s: %w", ref, context.Cause(ctx))
 	}
-	src, err := connect(ctx, ref, c, s.registryDirs)
+	src, err := connect(ctx, ref, c, s.registryDirs, s.progressTimeout)
 	if err != nil {
 		return "", err
 	}

@@ -149,8 +149,11 @@ func resolveNames(records []*record) (changed []*record) {
 // readLayer reads what is known of the stored layer d, and checks that its
 // folder is there.
 func readLayer(root string, d digest.Digest) (layerMeta, error) {
-	dir := filepath.Join(root, "layers", d.Encoded())
 	var m layerMeta
+	if err := validDigest(d); err != nil {
+		return m, err
+	}
+	dir := filepath.Join(root, "layers", d.Encoded())
 	if err := readJSON(filepath.Join(dir, layerFile), &m); err != nil {
 		return m, err
 	}

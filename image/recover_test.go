@@ -35,6 +35,10 @@ func TestRecovery(t *testing.T) {
 			data, _ := os.ReadFile(r)
 			os.WriteFile(r, bytes.Replace(data, []byte(`"Version": 1`), []byte(`"Version": 99`), 1), 0o600)
 		}},
+		{"record's folder layer is no digest", func(_, r string) {
+			data, _ := os.ReadFile(r)
+			os.WriteFile(r, bytes.Replace(data, []byte(`"Dirs": "`), []byte(`"Dirs": "x`), 1), 0o600)
+		}},
 		{"layer is gone", func(root, _ string) { os.RemoveAll(filepath.Join(root, "layers", topID.Hex)) }},
 		{"layer's files are gone", func(root, _ string) { os.RemoveAll(filepath.Join(root, "layers", topID.Hex, "fs")) }},
 		{"layer's description is cut", func(root, _ string) { os.Truncate(filepath.Join(root, "layers", topID.Hex, layerFile), 3) }},
@@ -153,4 +157,20 @@ func stressRootfs(t *testing.T, s *Store, ref, key string) {
 	if err := s.Release(t.Context(), key); err != nil {
 		t.Errorf("Release = %v", err)
 	}
+}
+
+// In a container, and after a reboot, crid may have the number that it had before.
+func TestTrashOfAnEarlierLife(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "store")
+	for _, n := range []int{1, 2, 10} {
+		if err := os.MkdirAll(filepath.Join(root, "trash", fmt.Sprintf("%d-%d", os.Getpid(), n), "x"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := New(Options{Root: root, RegistryDirs: []string{}})
+	if err != nil {
+		t.Fatalf("New = %v, want what an earlier crid was deleting to be no hindrance", err)
+	}
+	defer s.Close()
+	wantEmpty(t, s)
 }

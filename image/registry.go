@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -43,8 +44,9 @@ type remote struct {
 }
 
 // connect reads the hosts.toml files, so that a change of them counts from the
-// next pull on. Nothing is sent yet.
-func connect(ctx context.Context, ref Reference, c credentials, dirs []string) (*remote, error) {
+// next pull on. Nothing is sent yet. A host that takes longer than silence (0 or
+// less means no limit) to begin an answer counts as one that cannot be reached.
+func connect(ctx context.Context, ref Reference, c credentials, dirs []string, silence time.Duration) (*remote, error) {
 	ctx = clientContext(ctx)
 	dir, err := hostDir(dirs, ref.Host)
 	if err != nil {
@@ -58,6 +60,7 @@ func connect(ctx context.Context, ref Reference, c credentials, dirs []string) (
 		HostDir: func(string) (string, error) { return dir, nil },
 		UpdateClient: func(c *http.Client) error {
 			if t, ok := c.Transport.(*http.Transport); ok {
+				t.ResponseHeaderTimeout = max(silence, 0)
 				r.transports = append(r.transports, t)
 			}
 			return nil

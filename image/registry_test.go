@@ -290,6 +290,29 @@ func TestProgressTimeout(t *testing.T) {
 	wantEmpty(t, s)
 }
 
+// kubelet sets no deadline: a registry that takes the connection and then says
+// nothing must not hold the pod for ever.
+func TestSilentRegistry(t *testing.T) {
+	srv := newServer(t)
+	ref := srv.push(t, "app:v1", imageOf(t, layerOf(t, file("f", "x"))))
+	srv.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			<-r.Context().Done()
+			return true
+		}
+		return false
+	})
+	s := newStore(t, func(o *Options) { o.ProgressTimeout = 50 * time.Millisecond })
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err := s.Pull(ctx, PullRequest{Ref: ref})
+	wantError(t, err, errkind.Unavailable, registryUnavailable+"image "+ref)
+	if ctx.Err() != nil {
+		t.Error("it took until the client's deadline")
+	}
+	wantEmpty(t, s)
+}
+
 func TestPullStopsWithItsContext(t *testing.T) {
 	srv := newServer(t)
 	ref := srv.push(t, "app:v1", imageOf(t, layerOf(t, file("f", "x"))))

@@ -20,6 +20,7 @@ package image
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -122,7 +123,7 @@ func New(o Options) (*Store, error) {
 	if err := s.openFolders(); err != nil {
 		return nil, fmt.Errorf("image store %s: %w", s.root, err)
 	}
-	s.trash.dir = s.path("trash")
+	s.trash.dir, s.trash.life = s.path("trash"), rand.Text()
 	if err := s.recover(klog.Background()); err != nil {
 		return nil, errors.Join(fmt.Errorf("image store %s: %w", s.root, err), s.Close())
 	}

@@ -15,7 +15,10 @@ import (
 // once, however many files they hold. What a crash leaves in it is deleted at
 // the next start.
 type trash struct {
-	dir  string
+	dir string
+	// life begins the names that this process gives. A random one: what an earlier
+	// crid has left may be of the same PID, as in a container.
+	life string
 	next atomic.Uint64
 	wg   sync.WaitGroup
 	one  sync.Mutex // one deletion at a time: pods need the disk more
@@ -23,7 +26,7 @@ type trash struct {
 
 // add moves path, which may be absent, into the trash.
 func (t *trash) add(path string) error {
-	to := filepath.Join(t.dir, fmt.Sprintf("%d-%d", os.Getpid(), t.next.Add(1)))
+	to := filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.life, t.next.Add(1)))
 	if err := os.Rename(path, to); err != nil {
 		if isGone(err) {
 			return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -72,7 +73,7 @@ func (m *Manager) admitContainer(ctx context.Context, s *sandbox, w config.Conta
 	}
 	key := w.Key(s.id)
 	if c := m.contKey[key]; c != nil {
-		if *c.state.Load() != ContainerRemoving && !reflect.DeepEqual(c.config, w) {
+		if *c.state.Load() != ContainerRemoving && !sameWish(c.config, w) {
 			return nil, nil, errkind.Errorf(errkind.Exists, "container %s has this name and attempt, and another config; remove it, or raise the attempt", c.id)
 		}
 		return c, nil, nil
@@ -102,6 +103,26 @@ func (m *Manager) admitContainer(ctx context.Context, s *sandbox, w config.Conta
 	}, nil
 }
 
+// terminationPath is kubelet's annotation with the path, in the container, of the
+// file for its termination message.
+const terminationPath = "io.kubernetes.container.terminationMessagePath"
+
+// sameWish reports whether b is a retry of a. kubelet mounts a new file for the
+// termination message at each try; where it is, it learns from the status.
+func sameWish(a, b config.Container) bool {
+	if path := b.Annotations[terminationPath]; path != "" {
+		for _, mounts := range []*[]config.Mount{&a.Mounts, &b.Mounts} {
+			*mounts = slices.Clone(*mounts)
+			for i := range *mounts {
+				if m := &(*mounts)[i]; m.ContainerPath == path {
+					m.HostPath = ""
+				}
+			}
+		}
+	}
+	return reflect.DeepEqual(a, b)
+}
+
 // runCreate makes c, or tears it down.
 //
 // Preconditions: the container's operation lock is held.
@@ -118,7 +139,7 @@ func (m *Manager) runCreate(ctx context.Context, c *container) error {
 	}
 	down, cancel := detach(ctx, downLimit)
 	defer cancel()
-	if downErr := m.tearDownContainer(down, c); downErr != nil {
+	if downErr := m.tearDownContainer(down, c, m.reach); downErr != nil {
 		klog.FromContext(ctx).Error(downErr, "Could not undo a container that could not be made, will try again")
 		m.later()
 	}
@@ -196,12 +217,13 @@ func (m *Manager) handOver(ctx context.Context, c *container, request monitor.Cr
 	if err := m.step("container.create.monitor"); err != nil {
 		return err
 	}
+	at := m.createdAt(&c.sandbox.config)
 	err = m.saveContainer(c, "container.create.created", func(r *containerRecord) error {
 		if err := context.Cause(ctx); err != nil {
 			return err // it was removed meanwhile
 		}
 		fill(r)
-		r.PID, r.Request, r.CreatedAt = reply.PID, request, m.o.Now()
+		r.PID, r.Request, r.CreatedAt = reply.PID, request, at
 		return r.on(containerMade)
 	})
 	if err == nil {

@@ -48,7 +48,8 @@
 //     calls to plugins and the monitor, for minutes if need be.
 //  2. Manager.containerOps, one for each container: making, starting, removing it.
 //     Stop and ExecSync do not take it: a Stop that waits must not keep another
-//     from shortening it, or Remove from killing.
+//     from shortening it, or Remove from killing. Who holds that of a container that
+//     has been made does not wait for the monitor to come back (lockContainer).
 //  3. sandbox.mu, container.mu: the record. Held for one write of a file.
 //  4. Manager.mu: the maps. Never held across I/O.
 //

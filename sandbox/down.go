@@ -55,6 +55,7 @@ func (m *Manager) downSandbox(ctx context.Context, id string, work func(context.
 	err = m.outlive(klog.NewContext(ctx, log), "taking down of sandbox "+s.id.Short(), downLimit, func(ctx context.Context) error {
 		defer unlock()
 		if err := work(ctx, s); err != nil {
+			m.later() // the client may not ask again
 			return fmt.Errorf("take down sandbox %s: %w", s.id.Short(), err)
 		}
 		m.check(s)
@@ -152,7 +153,7 @@ func (m *Manager) end(ctx context.Context, c *container) error {
 	if !c.state.Load().lives() {
 		return nil
 	}
-	return m.kill(ctx, c)
+	return m.kill(ctx, c, m.reach)
 }
 
 // detachNetwork takes the sandbox off the network if it may be on it.
@@ -246,19 +247,23 @@ func (m *Manager) Remove(ctx context.Context, id string) error {
 		return err
 	}
 	return m.outlive(containerContext(ctx, c), "removing of container "+c.id.Short(), downLimit, func(ctx context.Context) error {
-		return m.removeContainer(ctx, c)
+		err := m.removeContainer(ctx, c)
+		if err != nil {
+			m.later() // the client may not ask again
+		}
+		return err
 	})
 }
 
 // removeContainer is tearDownContainer, with what goes before.
 func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 	c.cancel(errStopped)
-	unlock, err := m.containerOps.Lock(ctx, c.id)
-	if err != nil {
-		return err
+	mon, unlock, err := m.lockContainer(ctx, c)
+	if err == nil {
+		defer unlock()
+		err = m.tearDownContainer(ctx, c, func(context.Context) (Monitor, error) { return mon, nil })
 	}
-	defer unlock()
-	if err := m.tearDownContainer(ctx, c); err != nil {
+	if err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id.Short(), err)
 	}
 	return nil
@@ -268,15 +273,16 @@ func (m *Manager) removeContainer(ctx context.Context, c *container) error {
 // Remove, the sandbox's removal and recovery all call it. Idempotent; the record
 // goes last.
 //
-// Preconditions: the container's operation lock is held.
-func (m *Manager) tearDownContainer(ctx context.Context, c *container) error {
+// Preconditions: the container's operation lock is held. find does not wait for
+// the monitor, unless the container is still being made: see lockContainer.
+func (m *Manager) tearDownContainer(ctx context.Context, c *container, find func(context.Context) (Monitor, error)) error {
 	if c.isGone() {
 		return nil
 	}
 	began := time.Now()
 	if c.state.Load().lives() {
 		// By its exit, so that there is an exit to be seen.
-		if err := m.kill(ctx, c); err != nil {
+		if err := m.kill(ctx, c, find); err != nil {
 			return err
 		}
 	}
@@ -287,7 +293,7 @@ func (m *Manager) tearDownContainer(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
-	mon, err := m.reach(ctx)
+	mon, err := find(ctx)
 	if err != nil {
 		return err
 	}

@@ -320,8 +320,10 @@ func (m *Manager) live() (Monitor, error) {
 	if c := m.monitor.Load(); c != nil {
 		return c.Monitor, nil
 	}
-	return nil, errkind.Errorf(errkind.Unavailable, "crid-monitor is not there; crid is connecting to it again, see its log")
+	return nil, errNoMonitor
 }
+
+var errNoMonitor = errkind.Errorf(errkind.Unavailable, "crid-monitor is not there; crid is connecting to it again, see its log")
 
 // reach is live for requests: while crid connects to the monitor again, which
 // takes a moment when it has died, they wait instead of failing.
@@ -333,22 +335,47 @@ func (m *Manager) reach(ctx context.Context) (Monitor, error) {
 		changed := m.monitorChanged
 		m.mu.RUnlock()
 		c := m.monitor.Load()
-		if c != nil {
-			select {
-			case <-c.Done(): // lost, and tend has not seen it yet
-			default:
-				return c.Monitor, nil
-			}
+		if c != nil && !lost(c) { // else tend has not seen it yet
+			return c.Monitor, nil
 		}
 		select {
 		case <-changed:
 		case <-limit.C:
-			return m.live()
+			return nil, errNoMonitor
 		case <-m.base.Done():
 			return nil, errClosed
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for crid-monitor: %w", context.Cause(ctx))
 		}
+	}
+}
+
+// lockContainer takes the container's operation lock, and finds the monitor
+// before that: connecting again waits for who holds the lock (meet), so who holds
+// it must not wait for the connection. On a connection that is lost meanwhile,
+// calls fail at once.
+func (m *Manager) lockContainer(ctx context.Context, c *container) (mon Monitor, unlock func(), err error) {
+	for {
+		if mon, err = m.reach(ctx); err != nil {
+			return nil, nil, err
+		}
+		if unlock, err = m.containerOps.Lock(ctx, c.id); err != nil {
+			return nil, nil, err
+		}
+		if now := m.monitor.Load(); now != nil && now.Monitor == mon && !lost(mon) {
+			return mon, unlock, nil
+		}
+		unlock()
+	}
+}
+
+// lost reports whether the connection is.
+func lost(mon Monitor) bool {
+	select {
+	case <-mon.Done():
+		return true
+	default:
+		return false
 	}
 }
 

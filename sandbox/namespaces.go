@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/cridproject/crid/internal/atomicfile"
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/sandbox/config"
 )
@@ -118,8 +119,9 @@ func (m *Manager) makeFiles(ctx context.Context, s *sandbox) error {
 		fileResolvConf: resolvConf,
 		fileHostname:   []byte(m.hostname(w) + "\n"),
 	} {
-		if err := os.WriteFile(m.sandboxFile(s.id, name), data, 0o644); err != nil {
-			return fmt.Errorf("write the sandbox's %s: %w", name, err)
+		// With exactly this mode: crid's umask must not keep the pod's users from reading.
+		if err := atomicfile.Write(m.sandboxFile(s.id, name), data, 0o644, atomicfile.NoSync); err != nil {
+			return fmt.Errorf("make the sandbox's %s: %w", name, err)
 		}
 	}
 	if err := m.step("sandbox.run.files"); err != nil {

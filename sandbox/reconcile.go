@@ -27,6 +27,8 @@ func (m *Manager) tend(ctx context.Context) {
 	wait := sweepFirst
 	again := time.NewTimer(0)
 	again.Stop()
+	wake := m.wake // nil while a sweep is to come or under way: who asks meanwhile does not put it off
+	swept := make(chan struct{})
 	for ctx.Err() == nil {
 		conn := m.monitor.Load()
 		select {
@@ -36,11 +38,25 @@ func (m *Manager) tend(ctx context.Context) {
 			m.reconnect(ctx, conn)
 			wait = sweepFirst
 			m.later()
-		case <-m.wake:
+		case <-wake:
+			wake = nil
 			again.Reset(wait)
 			wait = min(2*wait, sweepMax)
 		case <-again.C:
-			m.sweep(ctx)
+			select {
+			case <-m.wake: // asked for again, before it has begun
+			default:
+			}
+			// Not here: a plugin may hang, and the monitor die meanwhile.
+			m.spawn(func() {
+				m.sweep(ctx)
+				select {
+				case swept <- struct{}{}:
+				case <-ctx.Done():
+				}
+			})
+		case <-swept:
+			wake = m.wake
 		}
 	}
 }

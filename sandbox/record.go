@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cridproject/crid/cni"
@@ -70,17 +71,25 @@ type containerRecord struct {
 	Request     monitor.CreateRequest // without Spec: what Adopt needs
 }
 
-// check refuses a record that does not belong to the file it was in.
-func (r *sandboxRecord) check(id string) error { return checkRecord(r.Version, string(r.ID), id) }
+// check refuses a record that does not belong to the file it was in, or is in a
+// state that this crid does not know: there would be no way out of it.
+func (r *sandboxRecord) check(id string) error {
+	return checkRecord(r.Version, string(r.ID), id, r.State, sandboxStates[:])
+}
 
-func (r *containerRecord) check(id string) error { return checkRecord(r.Version, string(r.ID), id) }
+func (r *containerRecord) check(id string) error {
+	return checkRecord(r.Version, string(r.ID), id, r.State, containerStates[:])
+}
 
-func checkRecord(version int, id, want string) error {
+func checkRecord[S ~string](version int, id, want string, state S, states []S) error {
 	if version != recordVersion {
 		return fmt.Errorf("record of version %d: this crid reads version %d", version, recordVersion)
 	}
 	if id != want {
 		return fmt.Errorf("record is of %q", id)
+	}
+	if !slices.Contains(states, state) {
+		return fmt.Errorf("record has the state %q, which this crid does not know", state)
 	}
 	return nil
 }

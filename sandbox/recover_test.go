@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -169,13 +170,14 @@ func TestReboot(t *testing.T) {
 }
 
 func TestUnreadableRecords(t *testing.T) {
-	for name, data := range map[string]string{"empty": "", "cut off": `{"Version":1,"ID"`, "newer": `{"Version":99}`, "other": `{"Version":1,"ID":"x"}`} {
+	for name, data := range map[string]string{"empty": "", "cut off": `{"Version":1,"ID"`, "newer": `{"Version":99}`, "other": `{"Version":1,"ID":"x"}`, "state": `{"Version":1,"ID":"ID","State":"asleep"}`} {
 		t.Run(name, func(t *testing.T) {
 			n := sandboxtest.New(t)
 			pod, id := mustLive(t, n, sandboxtest.Pod("web"), sandboxtest.Container("main"))
 			pod2, id2 := mustLive(t, n, sandboxtest.Pod("whole"), sandboxtest.Container("main"))
 			n.Kill()
 			for _, path := range []string{"sandboxes/" + string(pod), "containers/" + string(id2)} {
+				data := strings.ReplaceAll(data, `"ID":"ID"`, `"ID":"`+filepath.Base(path)+`"`)
 				if err := os.WriteFile(filepath.Join(n.Dir, "root", path+".json"), []byte(data), 0o600); err != nil {
 					t.Fatal(err)
 				}

@@ -134,9 +134,10 @@ func (m *Manager) expose(ctx context.Context, s *sandbox) {
 	if gone {
 		return
 	}
+	at := m.createdAt(&s.config)
 	err := m.noteSandbox(ctx, s, "sandbox.run.failed", func(r *sandboxRecord) error {
 		if r.CreatedAt.IsZero() {
-			r.CreatedAt = m.o.Now()
+			r.CreatedAt = at
 		}
 		return nil
 	})
@@ -164,11 +165,12 @@ func (m *Manager) bringUp(ctx context.Context, s *sandbox) error {
 	if err != nil {
 		return err
 	}
+	at := m.createdAt(&s.config)
 	return m.saveSandbox(s, "sandbox.run.ready", func(r *sandboxRecord) error {
 		if err := context.Cause(ctx); err != nil {
 			return err // it was stopped meanwhile
 		}
-		r.CreatedAt = m.o.Now()
+		r.CreatedAt = at
 		return r.on(sandboxMade)
 	})
 }

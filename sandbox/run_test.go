@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -281,11 +282,23 @@ func TestSandboxFiles(t *testing.T) {
 				if err != nil || string(got) != want {
 					t.Errorf("%s = %q, %v, want %q", name, got, err, want)
 				}
+				// Whatever user a container runs as reads it.
+				if fi, err := os.Stat(filepath.Join(n.Dir, "state/sandboxes", string(id), name)); err != nil || fi.Mode() != 0o644 {
+					t.Errorf("mode of %s = %v, %v, want 0644", name, fi.Mode(), err)
+				}
 			}
 			mustRemove(t, n, id)
 		})
 	}
 	mustBeClean(t, n)
+}
+
+// A service manager may have given crid a stricter umask.
+func TestSandboxFilesWithUmask(t *testing.T) {
+	cmd := exec.Command("sh", "-c", `umask 077; exec "$0" "$@"`, os.Args[0], "-test.run=^TestSandboxFiles$")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("with umask 077: %v\n%s", err, out)
+	}
 }
 
 func TestNodeNamespaces(t *testing.T) {

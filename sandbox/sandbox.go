@@ -163,7 +163,7 @@ func (m *Manager) noteSandbox(ctx context.Context, s *sandbox, name string, chan
 	if err := change(&s.rec); err != nil {
 		return err
 	}
-	if !s.corrupt {
+	if !s.corrupt && !s.gone {
 		err := m.store.put(sandboxKind, string(s.id), &s.rec, atomicfile.NoSync)
 		if err != nil {
 			klog.FromContext(ctx).Error(err, "Could not write record", "sandbox", s.id)
@@ -172,6 +172,32 @@ func (m *Manager) noteSandbox(ctx context.Context, s *sandbox, name string, chan
 	}
 	s.publish()
 	return m.step(name)
+}
+
+// createdAt is the time to be shown for what is made now in a pod: later than of
+// all that the pod has, also when the clock was set back. kubelet takes the newest
+// sandbox, and each container's newest, for the one that counts.
+func (m *Manager) createdAt(w *config.Sandbox) time.Time {
+	at := m.o.Now()
+	after := func(of *config.Sandbox, made time.Time) {
+		same := of.UID == w.UID && of.Name == w.Name && of.Namespace == w.Namespace
+		if same && !at.After(made) {
+			at = made.Add(time.Nanosecond)
+		}
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, s := range m.sandboxes {
+		if st := s.status.Load(); st != nil {
+			after(&s.config, st.CreatedAt)
+		}
+	}
+	for _, c := range m.containers {
+		if st := c.status.Load(); st != nil {
+			after(&c.sandbox.config, st.CreatedAt)
+		}
+	}
+	return at
 }
 
 // on changes the state of a record.

@@ -25,12 +25,12 @@ func (m *Manager) Start(ctx context.Context, id string) error {
 		return err
 	}
 	return m.outlive(containerContext(ctx, c), "start of container "+c.id.Short(), startLimit+m.o.KillTimeout, func(ctx context.Context) error {
-		unlock, err := m.containerOps.Lock(ctx, c.id)
+		mon, unlock, err := m.lockContainer(ctx, c)
 		if err != nil {
-			return err
+			return fmt.Errorf("start container %s: %w", c.id.Short(), err)
 		}
 		defer unlock()
-		if err := m.start(ctx, c); err != nil {
+		if err := m.start(ctx, c, mon); err != nil {
 			return err
 		}
 		m.checkContainer(c)
@@ -41,11 +41,7 @@ func (m *Manager) Start(ctx context.Context, id string) error {
 // start is Start.
 //
 // Preconditions: the container's operation lock is held.
-func (m *Manager) start(ctx context.Context, c *container) error {
-	mon, err := m.reach(ctx)
-	if err != nil {
-		return err
-	}
+func (m *Manager) start(ctx context.Context, c *container, mon Monitor) error {
 	if st := *c.sandbox.state.Load(); st != SandboxReady {
 		return errkind.Errorf(errkind.BadState, "start container %s: its sandbox is %s", c.id.Short(), st)
 	}
@@ -54,7 +50,7 @@ func (m *Manager) start(ctx context.Context, c *container) error {
 			return err
 		}
 	}
-	err = m.saveContainer(c, "container.start.record", func(r *containerRecord) error {
+	err := m.saveContainer(c, "container.start.record", func(r *containerRecord) error {
 		if c.asked || c.killed {
 			return errkind.Errorf(errkind.BadState, "start container %s: it is being stopped", c.id.Short())
 		}

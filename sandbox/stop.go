@@ -50,7 +50,7 @@ func (m *Manager) Stop(ctx context.Context, id string, grace time.Duration) erro
 		}
 		klog.FromContext(ctx).V(2).Info("Container did not end on its stop signal", "duration", grace)
 	}
-	if err := m.kill(ctx, c); err != nil {
+	if err := m.kill(ctx, c, m.reach); err != nil {
 		return err
 	}
 	m.checkContainer(c)
@@ -111,8 +111,9 @@ func (c *container) hasExited() bool {
 	}
 }
 
-// kill kills all processes of a container and waits until it has exited.
-func (m *Manager) kill(ctx context.Context, c *container) error {
+// kill kills all processes of a container, by the monitor that find finds, and
+// waits until it has exited.
+func (m *Manager) kill(ctx context.Context, c *container, find func(context.Context) (Monitor, error)) error {
 	c.mu.Lock()
 	c.killed = true
 	c.mu.Unlock()
@@ -120,7 +121,7 @@ func (m *Manager) kill(ctx context.Context, c *container) error {
 		if c.hasExited() {
 			return nil
 		}
-		mon, err := m.reach(ctx)
+		mon, err := find(ctx)
 		if err == nil {
 			err = mon.Signal(ctx, monitor.SignalRequest{ID: string(c.id), Signal: sigKill, All: true})
 		}

@@ -6,7 +6,7 @@ import (
 )
 
 func key(name, namespace, uid string, attempt uint32) string {
-	return fmt.Sprintf("%s_%s_%s_%d", name, namespace, uid, attempt)
+	return fmt.Sprintf("%q %q %q %d", name, namespace, uid, attempt) // quoted: names may hold any separator
 }
 
 // Container is a container as wanted.
