@@ -390,8 +390,9 @@ func TestDeleteUnknownCleans(t *testing.T) {
 	}
 	n.server.table.drop("a")
 	n.delete("a")
+	<-c.exited // its watcher is still there, and has written the exit down
+	n.delete("a")
 	n.residue()
-	<-c.exited
 	c.io.close(context.Background())
 	c.pidfd.Close()
 	for _, id := range []string{"", ".", "..", "a/b", "../x", strings.Repeat("x", 200)} {

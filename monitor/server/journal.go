@@ -34,6 +34,10 @@ func openJournal(dir string) (*journal, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make exit journal: %w", err)
 	}
+	// The state folder's lock is held: no other monitor writes here.
+	if err := atomicfile.Clean(dir); err != nil {
+		return nil, fmt.Errorf("read exit journal: %w", err)
+	}
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("read exit journal: %w", err)
@@ -42,7 +46,7 @@ func openJournal(dir string) (*journal, error) {
 	for _, f := range files {
 		id, ok := strings.CutSuffix(f.Name(), journalSuffix)
 		if !ok || checkID(id) != nil {
-			continue // a temporary file of a write that was cut short
+			continue // not ours
 		}
 		b, err := os.ReadFile(filepath.Join(dir, f.Name()))
 		var e monitor.Exit

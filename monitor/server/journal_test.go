@@ -45,6 +45,9 @@ func TestJournal(t *testing.T) {
 	if err == nil || len(j.all()) != 2 {
 		t.Errorf("damaged journal = %+v, %v, want two exits and an error", j.all(), err)
 	}
+	if _, err := os.Stat(filepath.Join(dir, ".tmp-f.json-1")); err == nil {
+		t.Error("the file of a write that was cut short is still there")
+	}
 }
 
 func reopenJournal(t *testing.T, dir string) *journal {
