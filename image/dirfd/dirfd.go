@@ -84,14 +84,17 @@ func Open(path string) (*Dir, error) {
 // Close closes the folder.
 func (d *Dir) Close() error { return unix.Close(d.fd) }
 
+// openat opens what has the plain name in d, and follows no link.
+func (d *Dir) openat(name string, flags int, perm uint32) (int, error) {
+	if err := check(name); err != nil {
+		return -1, err
+	}
+	return retry(func() (int, error) { return unix.Openat(d.fd, name, flags|openFlags, perm) })
+}
+
 // OpenDir opens the folder name in d. A symbolic link is ErrNotDir or ErrLoop.
 func (d *Dir) OpenDir(name string) (*Dir, error) {
-	if err := check(name); err != nil {
-		return nil, err
-	}
-	fd, err := retry(func() (int, error) {
-		return unix.Openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|openFlags, 0)
-	})
+	fd, err := d.openat(name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -100,12 +103,7 @@ func (d *Dir) OpenDir(name string) (*Dir, error) {
 
 // Create makes the file name, which must not exist, and opens it for writing.
 func (d *Dir) Create(name string, perm uint32) (*File, error) {
-	if err := check(name); err != nil {
-		return nil, err
-	}
-	fd, err := retry(func() (int, error) {
-		return unix.Openat(d.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|openFlags, perm)
-	})
+	fd, err := d.openat(name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, perm)
 	if err != nil {
 		return nil, err
 	}
@@ -115,12 +113,7 @@ func (d *Dir) Create(name string, perm uint32) (*File, error) {
 // OpenFile opens the regular file name for reading. It never blocks, as the
 // open of a fifo would.
 func (d *Dir) OpenFile(name string) (*File, error) {
-	if err := check(name); err != nil {
-		return nil, err
-	}
-	fd, err := retry(func() (int, error) {
-		return unix.Openat(d.fd, name, unix.O_RDONLY|unix.O_NONBLOCK|openFlags, 0)
-	})
+	fd, err := d.openat(name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

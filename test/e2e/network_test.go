@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os/exec"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cridproject/crid/internal/testutil"
 )
 
 // get fetches a page, new connection each time.
@@ -80,7 +81,7 @@ func TestHostPorts(t *testing.T) {
 	n := NewNode(t, NodeOptions{})
 	n.PullBusybox()
 	p := n.PodConfig("ports")
-	port := 20000 + rand.IntN(10000)
+	port := testutil.FreePort(t)
 	p.PortMappings = []*cri.PortMapping{
 		{Protocol: cri.Protocol_TCP, ContainerPort: 8080, HostPort: int32(port)},
 		{Protocol: cri.Protocol_TCP, ContainerPort: 9090}, // not mapped
