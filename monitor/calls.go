@@ -100,6 +100,21 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest, stdio [3]*os.File) (*E
 	return p, nil
 }
 
+// Attach connects stdio to a container's standard files; nil is a stream that is
+// not wanted. The files stay the caller's, who closes them after the call: the
+// monitor has copies. See AttachRequest for when it ends.
+func (c *Client) Attach(ctx context.Context, r AttachRequest, stdio [3]*os.File) error {
+	r.Streams = nil
+	var files []*os.File
+	for i, name := range [...]string{"stdin", "stdout", "stderr"} {
+		if stdio[i] != nil {
+			r.Streams, files = append(r.Streams, name), append(files, stdio[i])
+		}
+	}
+	_, err := c.request(ctx, OpAttach, r, files, nil)
+	return err
+}
+
 // execProcess reads the reply to r. Its file, if any, moves to the result.
 func execProcess(r ExecRequest, f Frame) (*ExecProcess, error) {
 	var reply ExecReply

@@ -86,6 +86,22 @@ type ExecReply struct {
 	PID int
 }
 
+// AttachRequest connects a client to the standard files of a created or running
+// container. Streams names the descriptors that it carries, in this order:
+// "stdin", the read end of what the container is to read; "stdout" and "stderr",
+// the write ends of what gets a copy of all that the container writes from now
+// on. A terminal has no stderr. NotFound and BadState as for an exec.
+//
+// The monitor closes its stdout and stderr when the container's have ended, and
+// what has been written before is in them by then. The client ends an attachment
+// by closing its own ends. When stdin ends, the container's stdin is closed if it
+// was created with StdinOnce, else it stays open for the next client. Who does
+// not read for too long is detached, so that no container waits for ever.
+type AttachRequest struct {
+	ID      string // of the container
+	Streams []string
+}
+
 // SignalRequest sends a signal to the first process of a container, to an exec,
 // or to all processes. Signalling what has exited does nothing.
 type SignalRequest struct {

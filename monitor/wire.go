@@ -22,6 +22,7 @@ const (
 	OpCreate    = "create"
 	OpStart     = "start"
 	OpExec      = "exec"
+	OpAttach    = "attach"
 	OpSignal    = "signal"
 	OpResize    = "resize"
 	OpReopenLog = "reopen-log"
