@@ -146,7 +146,8 @@ func (b *bridge) carryOut(m *monitortest.Front, f monitor.Frame) (body any, file
 	case monitor.OpReopenLog:
 		return nil, nil, nil, m.ReopenLog(ctx, decode[monitor.ReopenLogRequest](f).ID)
 	case monitor.OpUpdate:
-		return nil, nil, nil, m.Update(ctx, decode[monitor.UpdateRequest](f))
+		reply, err := m.Update(ctx, decode[monitor.UpdateRequest](f))
+		return reply, nil, nil, err
 	case monitor.OpDelete:
 		return nil, nil, nil, m.Delete(ctx, decode[monitor.DeleteRequest](f))
 	case monitor.OpHold:

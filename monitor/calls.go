@@ -203,10 +203,11 @@ func (c *Client) ReopenLog(ctx context.Context, id string) error {
 	return err
 }
 
-// Update changes a container's resources.
-func (c *Client) Update(ctx context.Context, r UpdateRequest) error {
-	_, err := c.request(ctx, OpUpdate, r, nil, nil)
-	return err
+// Update changes a container's resources. See UpdateRequest.
+func (c *Client) Update(ctx context.Context, r UpdateRequest) (UpdateReply, error) {
+	var reply UpdateReply
+	_, err := c.request(ctx, OpUpdate, r, nil, &reply)
+	return reply, err
 }
 
 // Delete kills and removes a container, and its exit from the journal.

@@ -62,7 +62,16 @@ type CreateRequest struct {
 // Stdin, the write end of stdin; with a TTY the pty's master. They are crid's
 // second copy: crid only keeps them, for Adopt.
 type CreateReply struct {
-	PID int
+	PID     int
+	Applied Applied
+}
+
+// Applied is what the kernel has of the resources that were asked for: it rounds
+// sizes to pages and writes sets of CPUs in its own way, and the monitor may not
+// set each oom_score_adj. What could not be read is as asked for.
+type Applied struct {
+	Resources   json.RawMessage // OCI runtime spec's linux.resources without devices; nil: none were asked for
+	OOMScoreAdj *int            // of the first process; nil when it was not asked for
 }
 
 // StartRequest lets the created container execute its program. It is answered
@@ -123,10 +132,21 @@ type ResizeRequest struct {
 // when no more will be written to the old file. BadState unless running.
 type ReopenLogRequest struct{ ID string }
 
-// UpdateRequest changes the resources of a created or running container.
+// UpdateRequest changes the resources of a created or running container. What
+// Resources do not name stays as it is, and so do device rules. On error the
+// kernel has the values from before, unless the kind is Unavailable. BadState
+// after the exit, and for a memory limit below what is in use.
 type UpdateRequest struct {
 	ID        string
-	Resources json.RawMessage // OCI runtime spec's linux.resources, complete
+	Resources json.RawMessage // OCI runtime spec's linux.resources; -1 lifts a limit
+	// OOMScoreAdj becomes that of all processes that have the first one's, those
+	// that chose their own keep it, and of later execs. nil: unchanged.
+	OOMScoreAdj *int
+}
+
+// UpdateReply says what became of it.
+type UpdateReply struct {
+	Applied Applied
 }
 
 // DeleteRequest kills what is left of a container, waits for its cgroup to be

@@ -72,6 +72,7 @@ type container struct {
 	started bool
 	exit    *monitor.Exit
 	signals []int
+	applied monitor.Applied
 	execs   map[string]*execution
 }
 

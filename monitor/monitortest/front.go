@@ -22,7 +22,7 @@ type Monitor interface {
 	Signal(ctx context.Context, r monitor.SignalRequest) error
 	Resize(ctx context.Context, r monitor.ResizeRequest) error
 	ReopenLog(ctx context.Context, id string) error
-	Update(ctx context.Context, r monitor.UpdateRequest) error
+	Update(ctx context.Context, r monitor.UpdateRequest) (monitor.UpdateReply, error)
 	Delete(ctx context.Context, r monitor.DeleteRequest) error
 	Hold(ctx context.Context, r monitor.HoldRequest) (monitor.HoldReply, *os.File, error)
 	Release(ctx context.Context, r monitor.ReleaseRequest) error
@@ -263,8 +263,8 @@ func (fr *Front) Create(ctx context.Context, r monitor.CreateRequest) (monitor.C
 			return made{}, err
 		}
 		f.lastPID++
-		f.containers[r.ID] = &container{req: r, program: program, pid: f.lastPID, state: created, execs: map[string]*execution{}}
-		return made{monitor.CreateReply{PID: f.lastPID}, h}, nil
+		f.containers[r.ID] = &container{req: r, program: program, pid: f.lastPID, state: created, execs: map[string]*execution{}, applied: appliedOf(r.Spec)}
+		return made{monitor.CreateReply{PID: f.lastPID, Applied: appliedOf(r.Spec)}, h}, nil
 	}, func(m made) { m.hold.Close() })
 	return m.reply, m.hold, err
 }
@@ -344,16 +344,22 @@ func (fr *Front) ReopenLog(ctx context.Context, id string) error {
 	})
 }
 
-// Update is *monitor.Client's.
-func (fr *Front) Update(ctx context.Context, r monitor.UpdateRequest) error {
+// Update is *monitor.Client's. What was asked for is applied as it is.
+func (fr *Front) Update(ctx context.Context, r monitor.UpdateRequest) (monitor.UpdateReply, error) {
 	f := fr.f
-	return fr.do(ctx, monitor.OpUpdate, r.ID, func() error {
+	applied := monitor.Applied{Resources: r.Resources, OOMScoreAdj: r.OOMScoreAdj}
+	err := fr.do(ctx, monitor.OpUpdate, r.ID, func() error {
 		c, err := f.findLocked(r.ID)
-		if err == nil && c.state == exited {
+		if err != nil {
+			return err
+		}
+		if c.state == exited {
 			return errkind.Errorf(errkind.BadState, "container %s is exited", r.ID)
 		}
-		return err
+		c.applied = applied
+		return nil
 	})
+	return monitor.UpdateReply{Applied: applied}, err
 }
 
 // Delete is *monitor.Client's.

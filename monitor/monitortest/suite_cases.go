@@ -345,6 +345,10 @@ func (s *suite) errorsKeepKinds() {
 		_, err := c.Exec(s.ctx, monitor.ExecRequest{ID: id, ExecID: "e", Args: []string{"true"}}, [3]*os.File{})
 		return err
 	}
+	update := func(id string) error {
+		_, err := c.Update(s.ctx, monitor.UpdateRequest{ID: id, Resources: []byte("{}")})
+		return err
+	}
 	kill := monitor.SignalRequest{ID: "none", Signal: int(syscall.SIGKILL)}
 
 	_, _, err := c.Create(s.ctx, r)
@@ -354,7 +358,8 @@ func (s *suite) errorsKeepKinds() {
 	s.wantKind("Signal to none", c.Signal(s.ctx, kill), errkind.NotFound)
 	s.wantKind("Resize of none", c.Resize(s.ctx, monitor.ResizeRequest{ID: "none"}), errkind.NotFound)
 	s.wantKind("ReopenLog of none", c.ReopenLog(s.ctx, "none"), errkind.NotFound)
-	s.wantKind("Update of none", c.Update(s.ctx, monitor.UpdateRequest{ID: "none", Resources: []byte("{}")}), errkind.NotFound)
+	s.wantKind("Update of none", update("none"), errkind.NotFound)
+	s.wantKind("Update of what ended", update(ended), errkind.BadState)
 	s.wantKind("Start of what runs", c.Start(s.ctx, runs), errkind.BadState)
 	s.wantKind("Start of what ended", c.Start(s.ctx, ended), errkind.BadState)
 	s.wantKind("Exec in what ended", exec(ended), errkind.BadState)

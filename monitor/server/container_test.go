@@ -403,31 +403,6 @@ func TestDeleteUnknownCleans(t *testing.T) {
 	}
 }
 
-func TestUpdate(t *testing.T) {
-	n := newNode(t)
-	n.run("a", "sleep", "1000")
-	if err := n.client.Update(t.Context(), monitor.UpdateRequest{ID: "a", Resources: []byte(`{"memory":{"limit":67108864},"cpu":{"shares":512,"quota":50000,"period":100000}}`)}); err != nil {
-		t.Fatal(err)
-	}
-	c, err := n.server.table.container("a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for file, want := range map[string]string{"memory.limit_in_bytes": "67108864", "memory.max": "67108864"} {
-		b, err := os.ReadFile(filepath.Join(c.cgroup.m.Path("memory"), file))
-		if err == nil && strings.TrimSpace(string(b)) != want {
-			t.Errorf("%s = %s, want %s", file, b, want)
-		}
-	}
-	if _, _, _, err := n.exec("a", "true"); err != nil {
-		t.Errorf("exec after Update = %v, want nil", err)
-	}
-	err = n.client.Update(t.Context(), monitor.UpdateRequest{ID: "a", Resources: []byte(`[]`)})
-	if !errkind.Is(err, errkind.Invalid) {
-		t.Errorf("Update with no resources = %v, want invalid", err)
-	}
-}
-
 func TestCreateFailsAndLeavesNothing(t *testing.T) {
 	n := newNode(t)
 	badMount := n.spec("true")

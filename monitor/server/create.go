@@ -74,7 +74,7 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 	c.io.start(context.WithoutCancel(ctx))
 	klog.FromContext(ctx).V(2).Info("Created container", "container", c.id, "pid", c.pid, "duration", time.Since(began))
 	return reply{
-		body:  monitor.CreateReply{PID: c.pid},
+		body:  monitor.CreateReply{PID: c.pid, Applied: c.cgroup.applied(c.pid, spec.Linux.Resources, spec.Process.OOMScoreAdj)},
 		files: files,
 		after: func() { go s.watch(context.WithoutCancel(ctx), c) },
 	}, nil

@@ -45,12 +45,9 @@ func (l *limits) clamp(spec *specs.Spec) {
 	if l.free || spec.Process == nil {
 		return
 	}
-	if p := spec.Process.OOMScoreAdj; p != nil && *p < l.oomScoreAdj {
-		l.saidOOM.Do(func() {
-			l.log.Info("Containers get a higher oom_score_adj than they ask for: this process has no CAP_SYS_RESOURCE",
-				"wanted", *p, "got", l.oomScoreAdj)
-		})
-		spec.Process.OOMScoreAdj = &l.oomScoreAdj
+	if p := spec.Process.OOMScoreAdj; p != nil {
+		score := l.oom(*p)
+		spec.Process.OOMScoreAdj = &score
 	}
 	for i := range spec.Process.Rlimits {
 		r := &spec.Process.Rlimits[i]
@@ -65,6 +62,18 @@ func (l *limits) clamp(spec *specs.Spec) {
 		r.Hard = hard
 		r.Soft = min(r.Soft, hard)
 	}
+}
+
+// oom is the oom_score_adj nearest to wanted that this process may set.
+func (l *limits) oom(wanted int) int {
+	if l.free || wanted >= l.oomScoreAdj {
+		return wanted
+	}
+	l.saidOOM.Do(func() {
+		l.log.Info("Containers get a higher oom_score_adj than they ask for: this process has no CAP_SYS_RESOURCE",
+			"wanted", wanted, "got", l.oomScoreAdj)
+	})
+	return l.oomScoreAdj
 }
 
 // hasCapability reports whether this process has a capability in effect.

@@ -2,11 +2,8 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"os"
 	"runtime"
-
-	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/monitor"
@@ -45,26 +42,6 @@ func (s *Server) reopenLog(_ context.Context, r monitor.ReopenLogRequest) (reply
 		return reply{}, err
 	}
 	return reply{}, c.io.log.reopen()
-}
-
-func (s *Server) update(ctx context.Context, r monitor.UpdateRequest) (reply, error) {
-	var res specs.LinuxResources
-	if err := json.Unmarshal(r.Resources, &res); err != nil {
-		return reply{}, errkind.Errorf(errkind.Invalid, "resources of container %s: %w", r.ID, err)
-	}
-	unlock, err := s.ops.Lock(ctx, r.ID)
-	if err != nil {
-		return reply{}, err
-	}
-	defer unlock()
-	c, err := s.table.container(r.ID)
-	if err != nil {
-		return reply{}, err
-	}
-	if err := c.wants("update", stateCreated, stateRunning); err != nil {
-		return reply{}, err
-	}
-	return reply{}, s.runtime.update(r.ID, &res)
 }
 
 func (s *Server) ack(_ context.Context, r monitor.AckRequest) (reply, error) {

@@ -265,33 +265,58 @@ func cgroupOf(state *libcontainer.State) (*cgroup, error) {
 	return &cgroup{m}, nil
 }
 
-// update sets new resource limits. Device rules stay as they are.
-func (r *ociRuntime) update(id string, res *specs.LinuxResources) error {
-	c, err := r.load(id)
+// update sets new resource limits, all of them or none. Device rules stay as they
+// are. Execs to come get the oom score.
+func (r *ociRuntime) update(c *container, res *specs.LinuxResources, oom *int) error {
+	lc, err := r.load(c.id)
 	if err != nil {
 		return err
 	}
-	config := c.Config()
-	old := config.Cgroups
-	wanted, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{
-		CgroupName: id,
-		Spec:       &specs.Spec{Linux: &specs.Linux{Resources: res}},
-	}, nil)
+	if err := c.cgroup.fits(res.Memory); err != nil {
+		return err
+	}
+	wanted, err := cgroupResources(c.id, res)
 	if err != nil {
 		return errkind.Errorf(errkind.Invalid, "convert resources: %w", err)
 	}
-	cg := *old
-	cg.Resources = wanted.Resources
-	cg.Resources.Devices = old.Resources.Devices
-	cg.Resources.SkipDevices = true // not saved
+	config := lc.Config()
+	cg := *config.Cgroups
+	wanted.Devices = cg.Resources.Devices // not set, but kept in the state
+	cg.Resources = wanted
 	config.Cgroups = &cg
-	if err := c.Set(config); err != nil {
-		if errors.Is(err, cgroups.ErrV1NoUnified) {
-			return errkind.New(errkind.Invalid, err)
-		}
-		return fmt.Errorf("update resources: %w", err)
+	if oom != nil {
+		config.OomScoreAdj = oom
 	}
-	return nil
+	before := c.cgroup.before(res)
+	if err = lc.Set(config); err == nil {
+		return nil
+	}
+	// libcontainer has set back what the old config names, and not what had no
+	// limit before.
+	undo, undoErr := cgroupResources(c.id, before)
+	if undoErr == nil {
+		undoErr = c.cgroup.m.Set(undo)
+	}
+	if undoErr != nil {
+		err = fmt.Errorf("%w (and setting back what was: %w)", err, undoErr)
+	}
+	switch {
+	case errors.Is(err, cgroups.ErrV1NoUnified):
+		return errkind.New(errkind.Invalid, err)
+	case errors.Is(err, unix.EBUSY), strings.Contains(err.Error(), "unable to set memory limit"):
+		return errkind.Errorf(errkind.BadState, "update resources: more memory is in use than the new limit allows: %w", err)
+	}
+	return fmt.Errorf("update resources: %w", err)
+}
+
+// cgroupResources is res as the cgroup manager takes it, without device rules.
+func cgroupResources(id string, res *specs.LinuxResources) (*cgroups.Resources, error) {
+	c, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{CgroupName: id, Spec: &specs.Spec{Linux: &specs.Linux{Resources: res}}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	c.Resources.Devices, c.Resources.SkipDevices = nil, true
+	return c.Resources, nil
 }
 
 // forget removes a container's state. Poststop hooks, which only device
