@@ -120,6 +120,9 @@ type SignalRequest struct {
 	// All, with SIGKILL, means every process in the container's cgroup, or with
 	// ExecID the exec and all its descendants.
 	All bool
+	// Wait, with All, answers when no process is left; with kind Timeout, naming
+	// those that are, when some have not ended 10 s after SIGKILL.
+	Wait bool
 }
 
 // ResizeRequest sets the size of a terminal.

@@ -205,11 +205,14 @@ func (r *containerRecord) exit(e monitor.Exit, now time.Time) {
 	}
 }
 
-// killRest kills what a container leaves behind in a PID namespace that is not its own.
+// killRest kills what a container leaves behind in a PID namespace that is not its
+// own, and waits until it is gone, so that a container that has exited runs nothing.
 func (m *Manager) killRest(ctx context.Context, c *container) {
+	ctx, cancel := context.WithTimeout(ctx, m.o.KillTimeout)
+	defer cancel()
 	mon, err := m.live()
 	if err == nil {
-		err = mon.Signal(ctx, monitor.SignalRequest{ID: string(c.id), Signal: sigKill, All: true})
+		err = mon.Signal(ctx, monitor.SignalRequest{ID: string(c.id), Signal: sigKill, All: true, Wait: true})
 	}
 	if err != nil {
 		klog.FromContext(ctx).Info("Could not kill what an exited container left, its removal will", "err", err)

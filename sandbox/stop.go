@@ -41,10 +41,12 @@ func (m *Manager) Stop(ctx context.Context, id string, grace time.Duration) erro
 		return nil
 	}
 	if grace > 0 && state != ContainerCreated {
+		began := time.Now()
+		m.awaitStart(ctx, c, grace)
 		if err := m.ask(ctx, c); err != nil {
 			return err
 		}
-		ended, err := c.waitExit(ctx, grace)
+		ended, err := c.waitExit(ctx, grace-time.Since(began))
 		if ended || err != nil {
 			return err
 		}
@@ -55,6 +57,19 @@ func (m *Manager) Stop(ctx context.Context, id string, grace time.Duration) erro
 	}
 	m.checkContainer(c)
 	return nil
+}
+
+// awaitStart waits for a start that is under way, for limit at most. What the first
+// process is sent before it executes its program is lost.
+func (m *Manager) awaitStart(ctx context.Context, c *container, limit time.Duration) {
+	if *c.state.Load() != ContainerStarting {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if unlock, err := m.containerOps.Lock(ctx, c.id); err == nil {
+		unlock()
+	}
 }
 
 // ask sends the stop signal, unless that has been done.

@@ -70,20 +70,52 @@ func (c *cgroup) kill() error {
 		// With v1 controllers beside it, processes may have been moved in one
 		// hierarchy and not in the other.
 	}
-	// Not frozen first: a freezer that does not get there is worse than one
-	// more round, and the caller calls until nothing is left.
-	pids, err := c.pids()
-	if err != nil {
-		return fmt.Errorf("list processes of cgroup: %w", err)
+	return c.killEach()
+}
+
+// Rounds in which killEach looks for processes that have been forked while it
+// killed, and after how many it stops their forking.
+const (
+	killRounds  = 20
+	freezeAfter = 2
+)
+
+// killEach sends SIGKILL to one process after the other, where the kernel has no
+// way to kill a whole cgroup. Processes that fork faster than this does are frozen
+// for the moment, with v1: what is frozen does not fork, and neither does what has
+// a SIGKILL waiting, so that a round finds nobody new. Not at once, because a freezer
+// that does not get there is worse than one more round.
+func (c *cgroup) killEach() error {
+	freezer := c.m.Path("freezer")
+	if cgroups.IsCgroup2UnifiedMode() {
+		freezer = ""
 	}
-	for _, pid := range pids {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill process %d: %w", pid, err)
+	known := map[int]bool{}
+	for round := range killRounds {
+		if round == freezeAfter && freezer != "" {
+			_ = os.WriteFile(filepath.Join(freezer, "freezer.state"), []byte(cgroups.Frozen), 0)
+		}
+		pids, err := c.pids()
+		if err != nil {
+			return fmt.Errorf("list processes of cgroup: %w", err)
+		}
+		forked := false
+		for _, pid := range pids {
+			if known[pid] {
+				continue
+			}
+			known[pid], forked = true, true
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("kill process %d: %w", pid, err)
+			}
+		}
+		if !forked {
+			break
 		}
 	}
 	// v1 delivers no signal to what is frozen.
-	if dir := c.m.Path("freezer"); len(pids) > 0 && dir != "" && !cgroups.IsCgroup2UnifiedMode() {
-		thaw(dir)
+	if freezer != "" && len(known) > 0 {
+		thaw(freezer)
 	}
 	return nil
 }

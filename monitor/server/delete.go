@@ -32,7 +32,11 @@ func (s *Server) signal(ctx context.Context, r monitor.SignalRequest) (reply, er
 		return reply{}, c.signalExec(ctx, r, sig)
 	}
 	if r.All {
-		if err := c.cgroup.kill(); err != nil {
+		kill := c.cgroup.kill
+		if r.Wait {
+			kill = func() error { return c.cgroup.empty(ctx) }
+		}
+		if err := kill(); err != nil {
 			return reply{}, fmt.Errorf("kill container %s: %w", r.ID, err)
 		}
 	}
