@@ -111,7 +111,9 @@ func serve(socket, state string, verbosity int) error {
 	if err != nil {
 		return err
 	}
-	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	// Caught and dropped, not ignored: containers would inherit that, and not end
+	// with the reader of their pipe, or on SIGHUP where that is their stop signal.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	done := make(chan error)
