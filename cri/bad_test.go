@@ -138,6 +138,12 @@ func TestBadContainer(t *testing.T) {
 	context := func(f func(*sc)) func(req) { return func(r req) { f(r.Config.Linux.SecurityContext) } }
 	limits := func(f func(*res)) func(req) { return func(r req) { f(r.Config.Linux.Resources) } }
 	mount := func(f func(*v1.Mount)) func(req) { return func(r req) { f(r.Config.Mounts[0]) } }
+	volume := func(f func(*v1.Mount)) func(req) {
+		return mount(func(m *v1.Mount) {
+			m.HostPath, m.Readonly, m.Propagation, m.Image = "", true, 0, &v1.ImageSpec{Image: "busybox"}
+			f(m)
+		})
+	}
 	device := func(f func(*v1.Device)) func(req) { return func(r req) { f(r.Config.Devices[0]) } }
 	env := func(k, v string) func(req) {
 		return func(r req) { r.Config.Envs[0] = &v1.KeyValue{Key: k, Value: []byte(v)} }
@@ -173,7 +179,13 @@ func TestBadContainer(t *testing.T) {
 		{"config.mounts[0].host_path", mount(func(m *v1.Mount) { m.HostPath = "" })},
 		{"config.mounts[0].host_path", mount(func(m *v1.Mount) { m.HostPath = "h" })},
 		{"config.mounts[0].host_path", mount(func(m *v1.Mount) { m.Image = &v1.ImageSpec{Image: "busybox"} })},
-		{"config.mounts[0].image", mount(func(m *v1.Mount) { m.HostPath, m.Image = "", &v1.ImageSpec{Image: "busybox"} })},
+		{"config.mounts[0].readonly", volume(func(m *v1.Mount) { m.Readonly = false })},
+		{"config.mounts[0].propagation", volume(func(m *v1.Mount) { m.Propagation = 1 })},
+		{"config.mounts[0].image.image", volume(func(m *v1.Mount) { m.Image.Image = "a b" })},
+		{"config.mounts[0].image.runtime_handler", volume(func(m *v1.Mount) { m.Image.RuntimeHandler = "x" })},
+		{"config.mounts[0].image_sub_path", volume(func(m *v1.Mount) { m.ImageSubPath = "a/../../b" })},
+		{"config.mounts[0].image_sub_path", volume(func(m *v1.Mount) { m.ImageSubPath = "/../b" })},
+		{"config.mounts[0].image_sub_path", volume(func(m *v1.Mount) { m.ImageSubPath = "a\x00" })},
 		{"config.mounts[0].image_sub_path", mount(func(m *v1.Mount) { m.ImageSubPath = "s" })},
 		{"config.mounts[0].propagation", mount(func(m *v1.Mount) { m.Propagation = 3 })},
 		{"config.mounts[0].recursive_read_only", mount(func(m *v1.Mount) { m.RecursiveReadOnly = true })},

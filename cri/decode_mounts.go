@@ -2,6 +2,8 @@ package cri
 
 import (
 	"path"
+	"path/filepath"
+	"strings"
 
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -40,6 +42,8 @@ func (d *decoder) mount(field string, m *v1.Mount) config.Mount {
 		d.reject(field+".gidMappings", "crid has no ID-mapped mounts yet")
 	}
 	return config.Mount{
+		Image:             d.imageVolume(field, m),
+		ImageSubPath:      m.GetImageSubPath(),
 		ContainerPath:     m.GetContainerPath(),
 		HostPath:          config.HostPath(m.GetHostPath()),
 		Readonly:          m.GetReadonly(),
@@ -50,7 +54,8 @@ func (d *decoder) mount(field string, m *v1.Mount) config.Mount {
 	}
 }
 
-// mountSource checks that exactly one source is named, and that it is a path.
+// mountSource checks that exactly one source is named: a path, or an image. An
+// image without a name is none: clients send an empty message.
 func (d *decoder) mountSource(field string, m *v1.Mount) {
 	if m.GetImage().GetImage() == "" {
 		d.check(field+".host_path", badPath(m.GetHostPath()))
@@ -62,7 +67,30 @@ func (d *decoder) mountSource(field string, m *v1.Mount) {
 	if m.GetHostPath() != "" {
 		d.reject(field+".host_path", "must be empty when image is set")
 	}
-	d.reject(field+".image", "crid mounts no images as volumes yet")
+	if !m.GetReadonly() {
+		d.reject(field+".readonly", "must be true when image is set: images are mounted read-only")
+	}
+	if m.GetPropagation() != v1.MountPropagation_PROPAGATION_PRIVATE {
+		d.reject(field+".propagation", "must be PROPAGATION_PRIVATE when image is set")
+	}
+	d.check(field+".image_sub_path", badSubPath(m.GetImageSubPath()))
+}
+
+// imageVolume is the image that is the source of a mount, nil when it has none.
+func (d *decoder) imageVolume(field string, m *v1.Mount) *config.Image {
+	if m.GetImage().GetImage() == "" {
+		return nil
+	}
+	img := d.image(field+".image", m.GetImage())
+	return &img
+}
+
+// badSubPath is for paths within an image: "" is all of it, and so is "/".
+func badSubPath(s string) string {
+	if rel := strings.TrimLeft(s, "/"); rel != "" && !filepath.IsLocal(rel) {
+		return "must not lead out of the image"
+	}
+	return badArg(s)
 }
 
 func (d *decoder) recursiveReadonly(field string, m *v1.Mount) {

@@ -114,7 +114,7 @@ func encodeContainerStatus(st *sandbox.ContainerStatus, tags []string) *v1.Conta
 		Message:     utf8Text(st.Message),
 		Labels:      st.Config.Labels,
 		Annotations: st.Config.Annotations,
-		Mounts:      encodeMounts(st.Config.Mounts),
+		Mounts:      encodeMounts(st),
 		LogPath:     st.LogPath,
 		Resources:   &v1.ContainerResources{Linux: encodeResources(&st.Resources)},
 		ImageId:     st.ImageID,
@@ -185,10 +185,12 @@ func sameTag(tag, written string) bool {
 
 // encodeMounts echoes the request: kubelet finds the termination log by the
 // container_path that it sent, and reads its host_path.
-func encodeMounts(in []config.Mount) []*v1.Mount {
+func encodeMounts(st *sandbox.ContainerStatus) []*v1.Mount {
 	var out []*v1.Mount
-	for _, m := range in {
+	for i, m := range st.Config.Mounts {
 		out = append(out, &v1.Mount{
+			Image:             encodeVolume(m.Image, st.Volumes[i]),
+			ImageSubPath:      m.ImageSubPath,
 			ContainerPath:     m.ContainerPath,
 			HostPath:          string(m.HostPath),
 			Readonly:          m.Readonly,
@@ -199,6 +201,21 @@ func encodeMounts(in []config.Mount) []*v1.Mount {
 		})
 	}
 	return out
+}
+
+// encodeVolume echoes the image that is a mount, with its ID as the digest: what
+// PullImage has answered, by which clients find it again.
+func encodeVolume(img *config.Image, id string) *v1.ImageSpec {
+	if img == nil {
+		return nil
+	}
+	return &v1.ImageSpec{
+		Image:              img.Ref,
+		Annotations:        img.Annotations,
+		UserSpecifiedImage: img.UserSpecified,
+		RuntimeHandler:     img.RuntimeHandler,
+		ImageRef:           id,
+	}
 }
 
 // encodeResources reports what is set now; kubelet waits here for its resizes.

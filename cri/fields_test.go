@@ -12,7 +12,7 @@ import (
 
 const (
 	noProcess = "about the sandbox's own process, which crid does not have"
-	noImage   = "without image.image there is no image to mount, and with it the mount is refused"
+	noImage   = "without image.image there is no image to mount; with it, see TestMountRoundTrip"
 )
 
 // ignored is every field of RunPodSandboxRequest and CreateContainerRequest that
@@ -30,7 +30,7 @@ var ignored = map[string]string{
 	"CreateContainerRequest.config.windows":                           "for nodes with Windows",
 	"CreateContainerRequest.config.image.image_ref":                   "only for answers",
 	"CreateContainerRequest.config.mounts.image.annotations":          noImage,
-	"CreateContainerRequest.config.mounts.image.image_ref":            noImage,
+	"CreateContainerRequest.config.mounts.image.image_ref":            "only for answers",
 	"CreateContainerRequest.config.mounts.image.runtime_handler":      noImage,
 	"CreateContainerRequest.config.mounts.image.user_specified_image": noImage,
 }
@@ -65,6 +65,10 @@ var samples = map[string]any{
 	"config.linux.security_context.capabilities.drop_capabilities":        "KILL",
 	"config.linux.security_context.capabilities.add_ambient_capabilities": "KILL",
 }
+
+// blamed are fields for which another one is refused: that with which they
+// cannot go together.
+var blamed = map[string]string{"config.mounts.image.image": "config.mounts.host_path"}
 
 // TestFieldsOfRunPodSandbox sets one field of the API after the other and expects
 // that the wanted sandbox changes, or that the field is refused by name. What
@@ -105,7 +109,7 @@ func walkFields(t *testing.T, good proto.Message, decode func(proto.Message) (an
 		listed := lookup(ignored, message+"."+name)
 		stale[listed] = false
 		switch {
-		case err != nil && !names(err.Error(), name):
+		case err != nil && !names(err.Error(), name) && !names(err.Error(), blamed[name]):
 			t.Errorf("%s: decoding {%v} = %v, which does not name the field", name, m, err)
 		case err != nil:
 		case equalJSON(t, got, want) && listed == "":

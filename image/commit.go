@@ -259,6 +259,9 @@ func (s *Store) Remove(ctx context.Context, refOrID string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.notMounted(i.ID); err != nil {
+		return err
+	}
 	if err := failpoint.Hit("image.remove.record"); err != nil {
 		return err
 	}

@@ -123,7 +123,7 @@ func (s *Store) recoverRootfs(log klog.Logger) error {
 		}
 		if err := s.loadLayers(r.Layers); err != nil {
 			log.Error(err, "A root file system has lost a layer; its container cannot be started again", "path", dir)
-			r.Layers = nil
+			r.Layers, r.lost = nil, true
 		}
 		for _, d := range unique(r.Layers) {
 			s.layers[d].refs++

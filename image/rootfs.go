@@ -37,13 +37,17 @@ type rootfsRecord struct {
 	Version int
 	Key     string
 	Image   ID
-	Layers  []digest.Digest // the stack, lowest first; empty when a layer was lost
+	Layers  []digest.Digest // the stack, lowest first
+	Volume  bool            `json:",omitempty"` // to be mounted read-only, see PrepareVolume
 	Made    time.Time
+
+	lost bool // a layer was, when the store was opened; immutable
 }
 
 const (
 	rootfsFile    = "rootfs.json"
 	rootfsVersion = 1
+	emptyDir      = "empty" // in rootfs/<key>: a layer without files
 	maxPasswd     = 1 << 20 // bytes of passwd and group that are looked at
 )
 
@@ -52,6 +56,10 @@ const (
 // the image's layers stay, also when the image is removed. For a key that is
 // prepared already the answer is the same again; with another image it is Exists.
 func (s *Store) Prepare(ctx context.Context, id ID, key string) (Rootfs, error) {
+	return s.prepare(ctx, id, key, false)
+}
+
+func (s *Store) prepare(ctx context.Context, id ID, key string, volume bool) (Rootfs, error) {
 	if key == "" || key[0] == '.' || strings.ContainsAny(key, "/\x00") || len(key) > 255 {
 		return Rootfs{}, errkind.Errorf(errkind.Invalid, "%q cannot be the key of a root file system", shorten(key))
 	}
@@ -60,7 +68,7 @@ func (s *Store) Prepare(ctx context.Context, id ID, key string) (Rootfs, error) 
 		return Rootfs{}, err
 	}
 	defer unlock()
-	r, known, err := s.admit(id, key)
+	r, known, err := s.admit(id, key, volume)
 	if err != nil {
 		return Rootfs{}, err
 	}
@@ -76,14 +84,14 @@ func (s *Store) Prepare(ctx context.Context, id ID, key string) (Rootfs, error) 
 }
 
 // admit reserves the key and holds the layers, or finds what is there.
-func (s *Store) admit(id ID, key string) (r *rootfsRecord, known bool, err error) {
+func (s *Store) admit(id ID, key string, volume bool) (r *rootfsRecord, known bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r := s.rootfs[key]; r != nil {
 		switch {
-		case r.Image != id:
+		case r.Image != id || r.Volume != volume:
 			return nil, true, errkind.Errorf(errkind.Exists, "root file system %s is there already, of image %s", key, r.Image.Short())
-		case len(r.Layers) == 0:
+		case r.lost:
 			return nil, true, errkind.Errorf(errkind.BadState, "root file system %s has lost layers of image %s", key, id.Short())
 		}
 		return r, true, nil
@@ -92,7 +100,7 @@ func (s *Store) admit(id ID, key string) (r *rootfsRecord, known bool, err error
 	if image == nil {
 		return nil, false, errkind.Errorf(errkind.NotFound, "no image %s", id.Short())
 	}
-	r = &rootfsRecord{Version: rootfsVersion, Key: key, Image: id, Layers: image.stack(), Made: time.Now().UTC()}
+	r = &rootfsRecord{Version: rootfsVersion, Key: key, Image: id, Layers: image.stack(), Volume: volume, Made: time.Now().UTC()}
 	s.holdLocked(unique(r.Layers)...)
 	s.rootfs[key] = r
 	return r, false, nil
@@ -101,7 +109,7 @@ func (s *Store) admit(id ID, key string) (r *rootfsRecord, known bool, err error
 // bringUp makes what is missing of the root file system.
 func (s *Store) bringUp(r *rootfsRecord) (Rootfs, error) {
 	dir := s.path("rootfs", r.Key)
-	out := Rootfs{Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")}
+	var out Rootfs
 	seen := make(map[digest.Digest]bool)
 	for _, d := range slices.Backward(r.Layers) {
 		// overlayfs refuses a layer twice. The lower one has nothing to add: all of it
@@ -111,6 +119,14 @@ func (s *Store) bringUp(r *rootfsRecord) (Rootfs, error) {
 			out.Lower = append(out.Lower, filepath.Join(s.layerPath(d), layerFS))
 		}
 	}
+	if r.Volume || len(out.Lower) == 0 {
+		// overlayfs wants two layers where it has no writable one, and at least one.
+		out.Lower = append(out.Lower, filepath.Join(dir, emptyDir))
+	}
+	if r.Volume {
+		return out, s.makeVolume(dir, r)
+	}
+	out.Upper, out.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	if err := s.makeRootfs(dir, r, &out); err != nil {
 		return Rootfs{}, err
 	}
@@ -126,11 +142,27 @@ func (s *Store) bringUp(r *rootfsRecord) (Rootfs, error) {
 	return out, err
 }
 
-func (s *Store) makeRootfs(dir string, r *rootfsRecord, out *Rootfs) error {
+// makeFolder makes the folder of a root file system or a volume, with the record
+// and the layer without files in it.
+func (s *Store) makeFolder(dir string, r *rootfsRecord) error {
 	if err := mkdir(dir); err != nil {
 		return err
 	}
 	if err := writeJSON(filepath.Join(dir, rootfsFile), r, atomicfile.NoSync); err != nil {
+		return err
+	}
+	if r.Volume || len(r.Layers) == 0 {
+		empty := filepath.Join(dir, emptyDir)
+		if err := mkdir(empty); err != nil {
+			return err
+		}
+		return os.Chmod(empty, 0o755) // what the umask has taken
+	}
+	return nil
+}
+
+func (s *Store) makeRootfs(dir string, r *rootfsRecord, out *Rootfs) error {
+	if err := s.makeFolder(dir, r); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("image.rootfs.prepare"); err != nil {

@@ -44,11 +44,25 @@ type Rootfs struct {
 	Volatile bool     // no sync of the upper layer at unmount
 }
 
+// ImageMount is an image that the monitor mounts read-only for one container,
+// for as long as it makes it: the container's own mount stays.
+type ImageMount struct {
+	Source  string // of the spec's mount that is to get it; a path takes its place
+	Name    string // of the mount in errors
+	Lower   []string
+	SubPath string // file or folder in the image; "" means all of it
+}
+
+// ImageVolumeFailed begins the text of errors about image mounts; kubelet looks
+// for it there.
+const ImageVolumeFailed = "ImageVolumeMountFailed"
+
 // CreateRequest makes a container up to the point where its first process waits
 // to execute its program. On error nothing is left behind.
 type CreateRequest struct {
 	ID            string // of the container
 	Rootfs        Rootfs
+	Images        []ImageMount
 	Spec          json.RawMessage // OCI runtime spec; root.path is filled in by the monitor
 	SystemdCgroup bool            // linux.cgroupsPath is slice:prefix:name
 	LogPath       string          // absolute; "" means no log

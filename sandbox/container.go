@@ -47,9 +47,10 @@ type ContainerStatus struct {
 	PID        int // of the first process; 0 when it has exited
 	ImageID    string
 	ImageRef   string
-	LogPath    string // absolute; "" means no log
-	StopSignal string // effective
-	User       User   // effective
+	Volumes    map[int]string // images that are mounts: index in Config.Mounts → image ID
+	LogPath    string         // absolute; "" means no log
+	StopSignal string         // effective
+	User       User           // effective
 	Resources  config.Resources
 }
 
@@ -116,6 +117,7 @@ func (c *container) publish() {
 		FinishedAt: r.FinishedAt,
 		ImageID:    r.ImageID,
 		ImageRef:   r.ImageRef,
+		Volumes:    r.Volumes,
 		LogPath:    r.LogPath,
 		StopSignal: r.StopSignal,
 		User:       User{r.User.UID, r.User.GID, r.User.Groups},

@@ -143,7 +143,7 @@ func (m *Manager) runCreate(ctx context.Context, c *container) error {
 		klog.FromContext(ctx).Error(downErr, "Could not undo a container that could not be made, will try again")
 		m.later()
 	}
-	return fmt.Errorf("create container %s: %w", c.id.Short(), err)
+	return createError(c, err)
 }
 
 // create makes the parts of a container: folders of its root file system, spec,
@@ -164,12 +164,17 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 		return err
 	}
 	var rootfs image.Rootfs
+	var volumes imageVolumes
 	err = parallel(ctx,
 		func(ctx context.Context) (err error) {
 			if rootfs, err = m.o.Images.Prepare(ctx, img.ID, string(c.id)); err != nil {
 				return err
 			}
 			return m.step("container.create.rootfs")
+		},
+		func(ctx context.Context) (err error) {
+			volumes, err = m.prepareVolumes(ctx, c)
+			return err
 		},
 		func(ctx context.Context) error { return m.lookAtNode(ctx, c, &in) },
 	)
@@ -191,12 +196,13 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 	request := monitor.CreateRequest{
 		ID:            string(c.id),
 		Rootfs:        monitor.Rootfs{Lower: rootfs.Lower, Upper: rootfs.Upper, Work: rootfs.Work, Volatile: true},
+		Images:        volumes.mounts,
 		SystemdCgroup: m.o.SystemdCgroup,
 		LogPath:       c.record().LogPath,
 		TTY:           c.config.TTY, Stdin: c.config.Stdin, StdinOnce: c.config.StdinOnce,
 	}
 	return m.handOver(ctx, c, request, data, func(r *containerRecord) {
-		r.ImageID, r.ImageRef = string(img.ID), imageRef(img)
+		r.ImageID, r.ImageRef, r.Volumes = string(img.ID), imageRef(img), volumes.ids
 		r.User, r.StopSignal, r.Signal = built.User, built.StopSignal, int(built.Signal)
 	})
 }
@@ -223,6 +229,7 @@ func (m *Manager) handOver(ctx context.Context, c *container, request monitor.Cr
 			return err // it was removed meanwhile
 		}
 		fill(r)
+		request.Images = nil // as good as gone
 		r.PID, r.Request, r.CreatedAt = reply.PID, request, at
 		return r.on(containerMade)
 	})

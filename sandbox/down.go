@@ -305,8 +305,10 @@ func (m *Manager) tearDownContainer(ctx context.Context, c *container, find func
 	if err := m.step("container.remove.monitor"); err != nil {
 		return err
 	}
-	if err := m.o.Images.Release(ctx, string(c.id)); err != nil {
-		return err
+	for _, key := range m.imageKeys(c) {
+		if err := m.o.Images.Release(ctx, key); err != nil {
+			return err
+		}
 	}
 	if err := m.step("container.remove.rootfs"); err != nil {
 		return err

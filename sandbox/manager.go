@@ -41,9 +41,12 @@ type Images interface {
 	Image(refOrID string) (image.Image, error)
 	// Prepare makes the folders of a container's root file system. Idempotent for each key.
 	Prepare(ctx context.Context, id image.ID, key string) (image.Rootfs, error)
-	// Release removes them. Idempotent.
+	// PrepareVolume is the layers of an image to be mounted read-only, uppermost
+	// first. The image cannot be removed until Release. Idempotent for each key.
+	PrepareVolume(ctx context.Context, id image.ID, key string) (lower []string, err error)
+	// Release undoes either. Idempotent.
 	Release(ctx context.Context, key string) error
-	// Prepared is the keys of all that Prepare made and Release did not remove.
+	// Prepared is the keys of all that the two made and Release did not remove.
 	Prepared() []string
 }
 

@@ -72,6 +72,10 @@ func (p *pathProber) count(path string, n int) {
 func (m *Manager) mountSources(ctx context.Context, mounts []config.Mount) ([]config.Mount, error) {
 	found := make([]config.Mount, len(mounts))
 	for i, mount := range mounts {
+		if mount.Image != nil {
+			found[i] = mount
+			continue
+		}
 		var path string
 		err := m.paths.do(ctx, m.o.HostPathTimeout, string(mount.HostPath), func() error {
 			p, err := mountSource(string(mount.HostPath), m.o.StrictMounts)

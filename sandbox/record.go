@@ -61,9 +61,10 @@ type containerRecord struct {
 	Message    string
 
 	ImageID     string
-	ImageRef    string // a repository digest of the image, or its ID
-	LogPath     string // absolute; "" means no log
-	CgroupsPath string // as in an OCI spec
+	ImageRef    string         // a repository digest of the image, or its ID
+	Volumes     map[int]string `json:",omitempty"` // images that are mounts: index in Config.Mounts → image ID
+	LogPath     string         // absolute; "" means no log
+	CgroupsPath string         // as in an OCI spec
 	StopSignal  string
 	Signal      int // the number of StopSignal
 	User        spec.User

@@ -11,6 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/cni"
+	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/sandbox/config"
 )
@@ -225,7 +226,7 @@ func (m *Manager) leftovers() (rootfs []string, folders []*sandbox, err error) {
 	keys := m.o.Images.Prepared()
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	rootfs = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return m.containers[config.ContainerID(key)] != nil })
+	rootfs = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return m.containers[config.ContainerID(image.VolumeOwner(key))] != nil })
 	for _, e := range entries {
 		if id := config.SandboxID(e.Name()); m.sandboxes[id] == nil {
 			folders = append(folders, newSandbox(sandboxRecord{ID: id, State: SandboxRemoving}, finished()))

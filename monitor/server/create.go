@@ -60,6 +60,16 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 			err = errors.Join(err, unmountRootfs(c.rootfs))
 		}
 	}()
+	if len(r.Images) > 0 {
+		if err := s.mountImages(r.ID, r.Images, &spec); err != nil {
+			return reply{}, err
+		}
+		defer func() {
+			if uerr := s.unmountImages(r.ID); uerr != nil { // Delete tries again
+				klog.FromContext(ctx).Error(uerr, "Could not unmount images that a container has", "container", r.ID)
+			}
+		}()
+	}
 	if spec.Root == nil {
 		spec.Root = &specs.Root{}
 	}

@@ -59,10 +59,12 @@ const (
 	PropagationBidirectional   Propagation = "bidirectional"
 )
 
-// Mount is a bind mount of a path of the node.
+// Mount is a bind mount of a path of the node, or an image mounted read-only.
 type Mount struct {
-	ContainerPath     string // as requested: kubelet finds its termination log by equality
-	HostPath          HostPath
+	ContainerPath     string   // as requested: kubelet finds its termination log by equality
+	HostPath          HostPath // "" for an image
+	Image             *Image   // nil for a path of the node
+	ImageSubPath      string   // folder or file of the image, "" for all of it; links in it stay inside
 	Readonly          bool
 	RecursiveReadonly bool
 	Propagation       Propagation

@@ -156,6 +156,12 @@ func (i *Images) Prepare(ctx context.Context, _ image.ID, key string) (image.Roo
 	return image.Rootfs{Lower: []string{"/layers/1"}, Upper: "/rootfs/" + key + "/upper", Work: "/rootfs/" + key + "/work"}, err
 }
 
+// PrepareVolume is as image.Store's.
+func (i *Images) PrepareVolume(ctx context.Context, id image.ID, key string) ([]string, error) {
+	r, err := i.Prepare(ctx, id, key)
+	return r.Lower, err
+}
+
 // Release is as image.Store's.
 func (i *Images) Release(ctx context.Context, key string) error {
 	return i.do(ctx, "release", func() error {

@@ -127,8 +127,10 @@ func volume(i int, m config.Mount) (specs.Mount, error) {
 		return specs.Mount{}, invalid(field("container_path"), "%q is not an absolute path", m.ContainerPath)
 	case dest == "/":
 		return specs.Mount{}, invalid(field("container_path"), "a mount cannot replace the root file system")
-	case !path.IsAbs(string(m.HostPath)):
+	case m.Image == nil && !path.IsAbs(string(m.HostPath)):
 		return specs.Mount{}, invalid(field("host_path"), "%q is not an absolute path", m.HostPath)
+	case m.Image != nil && !m.Readonly:
+		return specs.Mount{}, invalid(field("readonly"), "must be true for an image")
 	}
 	propagation, ok := map[config.Propagation]string{
 		"": "rprivate", config.PropagationPrivate: "rprivate",
@@ -149,14 +151,24 @@ func volume(i int, m config.Mount) (specs.Mount, error) {
 		access = "ro"
 	}
 	options := []string{"rbind", propagation, access}
+	source := string(m.HostPath)
+	if m.Image != nil {
+		// Programs of an image may run, but no image is trusted with more.
+		options = append(options, "nosuid", "nodev")
+		source = ImageSource(i)
+	}
 	for j, o := range m.Options {
 		if !slices.Contains(mountOptions[:], o) {
 			return specs.Mount{}, invalid(fmt.Sprintf("%s[%d]", field("mount_options"), j), "unknown mount option %q", o)
 		}
 		options = append(options, o)
 	}
-	return specs.Mount{Destination: dest, Type: "bind", Source: string(m.HostPath), Options: options}, nil
+	return specs.Mount{Destination: dest, Type: "bind", Source: source, Options: options}, nil
 }
+
+// ImageSource stands for the source of the mount of an image, the i-th of the
+// container's mounts. Only the monitor, which mounts it, knows where it is.
+func ImageSource(i int) string { return fmt.Sprintf("image:%d", i) }
 
 // replaced reports whether a default mount makes way for a volume.
 func replaced(dest string, volumes []specs.Mount) bool {
