@@ -139,6 +139,13 @@ func (b *bridge) carryOut(m *monitortest.Front, f monitor.Frame) (body any, file
 			files = []*os.File{p.Console}
 		}
 		return monitor.ExecReply{PID: p.PID}, files, p.Done, nil
+	case monitor.OpAttach:
+		r := decode[monitor.AttachRequest](f)
+		var stdio [3]*os.File
+		for i, name := range r.Streams {
+			stdio[map[string]int{"stdin": 0, "stdout": 1, "stderr": 2}[name]] = f.Files[i]
+		}
+		return nil, nil, nil, m.Attach(ctx, r, stdio)
 	case monitor.OpSignal:
 		return nil, nil, nil, m.Signal(ctx, decode[monitor.SignalRequest](f))
 	case monitor.OpResize:

@@ -68,7 +68,9 @@ type CreateRequest struct {
 	LogPath       string          // absolute; "" means no log
 	TTY           bool
 	Stdin         bool // keep a stdin pipe open; otherwise /dev/null
-	StdinOnce     bool
+	// StdinOnce ends the container's stdin with the first client that is attached
+	// to it, see AttachRequest.
+	StdinOnce bool
 }
 
 // CreateReply carries these descriptors, in this order: pidfd of the first
@@ -110,16 +112,27 @@ type ExecReply struct {
 }
 
 // AttachRequest connects a client to the standard files of a created or running
-// container. Streams names the descriptors that it carries, in this order:
-// "stdin", the read end of what the container is to read; "stdout" and "stderr",
-// the write ends of what gets a copy of all that the container writes from now
-// on. A terminal has no stderr. NotFound and BadState as for an exec.
+// container. Streams names the descriptors that it carries, pipes or sockets, in
+// any order: "stdin", what the container is to read; "stdout" and "stderr", what
+// gets a copy of all that the container writes from now on. A terminal has no
+// stderr. NotFound; BadState after the exit; Invalid for a stream that cannot be.
 //
-// The monitor closes its stdout and stderr when the container's have ended, and
-// what has been written before is in them by then. The client ends an attachment
-// by closing its own ends. When stdin ends, the container's stdin is closed if it
-// was created with StdinOnce, else it stays open for the next client. Who does
-// not read for too long is detached, so that no container waits for ever.
+// The monitor closes its stdout and stderr when the container's have ended or its
+// first process has exited, and what was written before is in them by then. The
+// client ends an attachment by closing its own ends.
+//
+// Any number of clients may be attached, and write. When a client's stdin ends:
+// with StdinOnce and no terminal the container's stdin is closed, and the client's
+// stdout and stderr go on; otherwise the attachment has ended, and the container's
+// stdin stays open for the next. A client's stdin that nobody reads, or reads any
+// more, is closed: writing to it fails with EPIPE.
+//
+// With StdinOnce the first attachment with stdin makes the container's stdin the
+// monitor's alone: crid closes the copy that it keeps, and List carries none. If
+// the monitor dies afterwards, the container's stdin ends.
+//
+// The container waits for clients that are slow, but one that reads nothing for
+// 10 s is detached. Its exit waits for nobody.
 type AttachRequest struct {
 	ID      string // of the container
 	Streams []string

@@ -164,6 +164,22 @@ func (c *container) setHold(h *monitor.Hold) {
 	c.hold = h
 }
 
+// forgetStdin closes crid's copy of a stdin that ends with the first client that
+// is attached to it: the container would never see the end. It is called when
+// such a client has been attached.
+func (c *container) forgetStdin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.config.StdinOnce || c.hold == nil || c.hold.Stdin == nil {
+		return
+	}
+	// Another Hold, because adopt may be reading this one.
+	stdin, rest := c.hold.Stdin, *c.hold
+	rest.Stdin = nil
+	c.hold = &rest
+	_ = stdin.Close()
+}
+
 // ownPIDs reports whether the container's processes end with its first one,
 // because that is the init of their PID namespace.
 func (c *container) ownPIDs() bool {

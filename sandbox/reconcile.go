@@ -224,7 +224,15 @@ func (m *Manager) adopt(ctx context.Context, mon Monitor, c *container) []monito
 		return []monitor.Exit{exit}
 	}
 	log := klog.FromContext(ctx)
-	err := mon.Adopt(ctx, monitor.AdoptRequest{ID: string(c.id), PID: r.PID, Create: r.Request, Started: r.State == ContainerRunning}, hold)
+	request := monitor.AdoptRequest{ID: string(c.id), PID: r.PID, Create: r.Request, Started: r.State == ContainerRunning}
+	err := mon.Adopt(ctx, request, hold)
+	if c.mu.Lock(); err != nil && c.hold != hold && c.hold != nil {
+		hold = c.hold // forgetStdin closed a part of the other
+		c.mu.Unlock()
+		err = mon.Adopt(ctx, request, hold)
+	} else {
+		c.mu.Unlock()
+	}
 	if err != nil {
 		log.Error(err, "Could not hand a container to the new monitor")
 		return nil

@@ -35,14 +35,22 @@ type Outcome struct {
 	Err  error // it cannot be executed
 	Ends bool  // it ends at once, with Code; otherwise it runs until told
 	Code int
+	// Run, if set, is the program, which ends with the code that it returns. It
+	// runs from Start on, and what it writes goes to those who are attached.
+	Run func(*Process) int
+}
+
+// Process is a program that runs.
+type Process struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Killed         <-chan struct{} // closed when it was signalled to death
 }
 
 // Exec is an exec under way, for Options.Exec.
 type Exec struct {
-	Request        monitor.ExecRequest
-	Stdin          io.Reader
-	Stdout, Stderr io.Writer
-	Killed         <-chan struct{} // closed when it was signalled to death
+	Request monitor.ExecRequest
+	Process
 }
 
 // Options of a Fake. The zero value is of use.
@@ -73,6 +81,8 @@ type container struct {
 	exit    *monitor.Exit
 	signals []int
 	applied monitor.Applied
+	io      *stdio
+	inTaken bool // a client has had its stdin
 	execs   map[string]*execution
 }
 
@@ -134,6 +144,7 @@ func New(t testing.TB, o Options) *Fake {
 		close(f.stop)
 		f.loseFronts(errors.New("the test has ended"))
 		f.killExecs()
+		f.sealAll()
 		f.running.Wait()
 	})
 	return f
@@ -208,9 +219,7 @@ func (f *Fake) end(id string, code int, oom bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if c := f.orphans[id]; c != nil {
-		// Nobody was there to see it.
-		c.state = exited
-		c.exit = &monitor.Exit{ID: id, Code: -1, At: f.o.Now(), Lost: true}
+		f.endUnseenLocked(c)
 		return
 	}
 	c := f.containers[id]
@@ -220,11 +229,19 @@ func (f *Fake) end(id string, code int, oom bool) {
 	f.endLocked(c, monitor.Exit{ID: id, Code: code, At: f.o.Now(), OOMKilled: oom})
 }
 
+// endUnseenLocked ends a container without a monitor.
+func (f *Fake) endUnseenLocked(c *container) {
+	c.io.seal()
+	c.state = exited
+	c.exit = &monitor.Exit{ID: c.req.ID, Code: -1, At: f.o.Now(), Lost: true}
+}
+
 // endLocked ends a container and its execs, journals the exit and sends it.
 func (f *Fake) endLocked(c *container, e monitor.Exit) {
 	for id := range c.execs {
 		f.endExecLocked(c, id, 128+9)
 	}
+	c.io.seal()
 	c.state, c.exit = exited, &e
 	f.journal = append(f.journal, e)
 	for fr := range f.fronts {
@@ -315,6 +332,17 @@ func (f *Fake) killExecs() {
 	for _, c := range f.containers {
 		for id := range c.execs {
 			f.endExecLocked(c, id, 128+9)
+		}
+	}
+}
+
+// sealAll ends the programs of all containers.
+func (f *Fake) sealAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range []map[string]*container{f.containers, f.orphans} {
+		for _, c := range m {
+			c.io.seal()
 		}
 	}
 }

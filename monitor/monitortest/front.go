@@ -19,6 +19,7 @@ type Monitor interface {
 	Create(ctx context.Context, r monitor.CreateRequest) (monitor.CreateReply, *monitor.Hold, error)
 	Start(ctx context.Context, id string) error
 	Exec(ctx context.Context, r monitor.ExecRequest, stdio [3]*os.File) (*monitor.ExecProcess, error)
+	Attach(ctx context.Context, r monitor.AttachRequest, stdio [3]*os.File) error
 	Signal(ctx context.Context, r monitor.SignalRequest) error
 	Resize(ctx context.Context, r monitor.ResizeRequest) error
 	ReopenLog(ctx context.Context, id string) error
@@ -262,8 +263,13 @@ func (fr *Front) Create(ctx context.Context, r monitor.CreateRequest) (monitor.C
 		if err != nil {
 			return made{}, err
 		}
+		files, err := newStdio(&r)
+		if err != nil {
+			h.Close()
+			return made{}, err
+		}
 		f.lastPID++
-		f.containers[r.ID] = &container{req: r, program: program, pid: f.lastPID, state: created, execs: map[string]*execution{}, applied: appliedOf(r.Spec)}
+		f.containers[r.ID] = &container{req: r, program: program, pid: f.lastPID, state: created, execs: map[string]*execution{}, applied: appliedOf(r.Spec), io: files}
 		return made{monitor.CreateReply{PID: f.lastPID, Applied: appliedOf(r.Spec)}, h}, nil
 	}, func(m made) { m.hold.Close() })
 	return m.reply, m.hold, err
@@ -285,6 +291,9 @@ func (fr *Front) Start(ctx context.Context, id string) error {
 			return c.program.Err
 		}
 		c.state, c.started = running, true
+		if c.program.Run != nil {
+			f.running.Go(func() { f.runProgram(c) })
+		}
 		if c.program.Ends {
 			f.endLocked(c, monitor.Exit{ID: id, Code: c.program.Code, At: f.o.Now()})
 		}
@@ -368,6 +377,9 @@ func (fr *Front) Delete(ctx context.Context, r monitor.DeleteRequest) error {
 	return fr.do(ctx, monitor.OpDelete, r.ID, func() error {
 		if c := f.containers[r.ID]; c != nil && c.state != exited {
 			f.endLocked(c, monitor.Exit{ID: r.ID, Code: 128 + 9, At: f.o.Now()})
+		}
+		if c := f.orphans[r.ID]; c != nil {
+			c.io.seal()
 		}
 		delete(f.containers, r.ID)
 		delete(f.orphans, r.ID)

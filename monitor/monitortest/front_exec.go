@@ -53,7 +53,7 @@ func (fr *Front) Exec(ctx context.Context, r monitor.ExecRequest, stdio [3]*os.F
 func (f *Fake) runExec(r monitor.ExecRequest, x *execution, stdio [3]*os.File) {
 	code := 0
 	if f.o.Exec != nil {
-		code = f.o.Exec(&Exec{Request: r, Stdin: stdio[0], Stdout: stdio[1], Stderr: stdio[2], Killed: x.killed})
+		code = f.o.Exec(&Exec{r, Process{stdio[0], stdio[1], stdio[2], x.killed}})
 	}
 	closeFiles(stdio[:]...)
 	f.mu.Lock()
@@ -197,7 +197,7 @@ func (f *Fake) listLocked() ([]monitor.Listed, error) {
 		return err
 	}
 	for id, c := range f.containers {
-		item := monitor.ListItem{ID: id, PID: c.pid, Started: c.started, FDs: c.req.FDs()}
+		item := monitor.ListItem{ID: id, PID: c.pid, Started: c.started, FDs: c.fdsLocked()}
 		if c.exit != nil {
 			e := *c.exit
 			item.Exit = &e

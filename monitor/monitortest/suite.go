@@ -57,6 +57,11 @@ func Suite(t *testing.T, start func(t *testing.T) Env) {
 		{"ExecsAtOnce", (*suite).execsAtOnce},
 		{"ExecIsKilled", (*suite).execIsKilled},
 		{"ExecWithTerminal", (*suite).execWithTerminal},
+		{"AttachEchoes", (*suite).attachEchoes},
+		{"AttachStdinStaysOpen", (*suite).attachStdinStaysOpen},
+		{"AttachBeforeStart", (*suite).attachBeforeStart},
+		{"AttachClientVanishes", (*suite).attachClientVanishes},
+		{"AttachErrors", (*suite).attachErrors},
 		{"SignalAll", (*suite).signalAll},
 		{"SignalToExited", (*suite).signalToExited},
 		{"DeleteIsIdempotent", (*suite).deleteIsIdempotent},
@@ -79,6 +84,17 @@ func Busybox(args []string) Outcome {
 	switch cmd := strings.Join(args, " "); {
 	case cmd == "true":
 		return Outcome{Ends: true}
+	case cmd == "cat":
+		return Outcome{Run: func(p *Process) int {
+			_, _ = io.Copy(p.Stdout, p.Stdin)
+			return 0
+		}}
+	case scan(cmd, "sh -c echo out; echo err >&2; exit %d", &code):
+		return Outcome{Run: func(p *Process) int {
+			_, _ = fmt.Fprintln(p.Stdout, "out")
+			_, _ = fmt.Fprintln(p.Stderr, "err")
+			return code
+		}}
 	case strings.Contains(cmd, "sleep "):
 		return Outcome{}
 	case scan(cmd, "sh -c exit %d", &code):

@@ -89,7 +89,7 @@ func (s *Server) adopt(ctx context.Context, r monitor.AdoptRequest, h *monitor.H
 		// Better without a log than without a parent.
 		klog.FromContext(ctx).Error(err, "Lost log of a container, will try again with what it writes next", "container", r.ID)
 	}
-	if c.io, err = adoptStdio(log, r.Create.TTY, h); err != nil {
+	if c.io, err = adoptStdio(log, &r.Create, h); err != nil {
 		log.close()
 		_ = c.pidfd.Close()
 		return err
@@ -100,6 +100,7 @@ func (s *Server) adopt(ctx context.Context, r monitor.AdoptRequest, h *monitor.H
 	s.table.put(c)
 	c.io.start(context.WithoutCancel(ctx))
 	if hasExit {
+		c.io.seal()
 		c.exit, c.state = &exit, stateExited
 		close(c.exited)
 	} else {

@@ -32,6 +32,7 @@ var handlers = map[string]handler{
 	monitor.OpCreate:    handle((*Server).create),
 	monitor.OpStart:     handle((*Server).start),
 	monitor.OpExec:      (*Server).handleExec,
+	monitor.OpAttach:    (*Server).handleAttach,
 	monitor.OpSignal:    handle((*Server).signal),
 	monitor.OpResize:    handle((*Server).resize),
 	monitor.OpReopenLog: handle((*Server).reopenLog),

@@ -122,9 +122,9 @@ func (s *Server) launchInit(c *container, r monitor.CreateRequest, spec *specs.S
 		}
 		defer console.close()
 		l.console = console.child
-		c.io = &stdio{log: log}
+		c.io = newStdio(log, &r)
 	} else {
-		if c.io, child, err = newPipes(log, r.Stdin); err != nil {
+		if c.io, child, err = newPipes(log, &r); err != nil {
 			return err
 		}
 		l.stdin, l.stdout, l.stderr = child.stdin, child.stdout, child.stderr

@@ -100,8 +100,15 @@ type node struct {
 // newNode serves in this process.
 func newNode(t testing.TB) *node {
 	t.Helper()
+	return newNodeWith(t, Options{})
+}
+
+// newNodeWith is newNode with options, of which it fills in what each needs.
+func newNodeWith(t testing.TB, o Options) *node {
+	t.Helper()
 	n := prepareNode(t)
-	s, err := New(Options{Socket: n.socket(), StateDir: n.state, Build: "test", Log: klog.Background()})
+	o.Socket, o.StateDir, o.Build, o.Log = n.socket(), n.state, "test", klog.Background()
+	s, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,6 +42,10 @@ type Options struct {
 	StateDir string // libcontainer's state, the exit journal, mount points of rootfs
 	Build    string // version of the program, for people
 	Log      klog.Logger
+
+	// AttachStall is how long an attached client may read nothing before it is
+	// detached; 0 means 10 s.
+	AttachStall time.Duration
 }
 
 // Server runs the containers of a node.

@@ -39,15 +39,20 @@ type stream struct {
 	log  *criLog
 	done chan struct{} // closed when run has returned
 
-	// mu is held from a read until what it read is in the log.
+	// hurry is closed by seal: nobody is waited for any more.
+	hurry chan struct{}
+
+	// mu is held from a read until what it read is in the log and with the taps.
 	mu     sync.Mutex
 	rec    recorder // +checklocks:mu
+	taps   []*tap   // +checklocks:mu; of clients that are attached
 	ended  bool     // +checklocks:mu; nothing will come any more
 	closed bool     // +checklocks:mu
+	sealed bool     // +checklocks:mu; no more clients
 }
 
 func newStream(f *os.File, name string, log *criLog) *stream {
-	return &stream{f: f, log: log, done: make(chan struct{}), rec: recorder{stream: name}}
+	return &stream{f: f, log: log, done: make(chan struct{}), hurry: make(chan struct{}), rec: recorder{stream: name}}
 }
 
 // run copies until the end and closes the file. While there is nothing to read
@@ -66,10 +71,12 @@ func (s *stream) run(ctx context.Context) {
 	defer s.mu.Unlock()
 	s.ended = true
 	s.flush(ctx)
+	s.endTaps()
 }
 
 // copy reads and logs until the pipe is empty or, with limit >= 0, that many
-// bytes have been copied. It reports whether the stream has ended.
+// bytes have been copied; then it does not wait for clients that are attached.
+// It reports whether the stream has ended.
 func (s *stream) copy(ctx context.Context, fd, limit int) bool {
 	b := bufferPool.Get().(*buffers)
 	defer bufferPool.Put(b)
@@ -82,6 +89,9 @@ func (s *stream) copy(ctx context.Context, fd, limit int) bool {
 			break
 		}
 		copied += n
+		if limit < 0 {
+			s.await()
+		}
 	}
 	return false
 }
@@ -108,6 +118,9 @@ func (s *stream) step(ctx context.Context, fd int, b *buffers) (n int, ended boo
 			return 0, true
 		}
 		break
+	}
+	for _, t := range s.taps {
+		t.give(b.in[:n])
 	}
 	if s.log.path == "" {
 		return n, false
@@ -172,6 +185,27 @@ type stdio struct {
 	streams []*stream // stdout and stderr, or the terminal
 	stdin   *os.File
 	console *os.File // the terminal's master; its stream reads from the same file
+	tty     bool
+	reads   bool // it was created with Stdin
+	once    bool // stdin ends with the first client that writes to it
+
+	mu      sync.Mutex
+	inputs  map[*os.File]struct{} // +checklocks:mu; from which clients' input comes
+	inTaken bool                  // +checklocks:mu; a client has had it
+	inEnded bool                  // +checklocks:mu; stdin is closed
+	sealed  bool                  // +checklocks:mu; no more clients
+}
+
+func newStdio(log *criLog, r *monitor.CreateRequest) *stdio {
+	return &stdio{log: log, tty: r.TTY, reads: r.Stdin, once: r.StdinOnce, inputs: map[*os.File]struct{}{}}
+}
+
+// keepsStdin says whether crid gets a copy of stdin. With StdinOnce it has none from
+// the first client on: the container would not see its end.
+func (o *stdio) keepsStdin() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return !o.inEnded && (!o.once || !o.inTaken)
 }
 
 // childFiles are the container's ends, to be closed once it has them.
@@ -188,15 +222,15 @@ func (c *childFiles) close() {
 }
 
 // newPipes makes the standard files of a container without a terminal.
-func newPipes(log *criLog, stdin bool) (io *stdio, child *childFiles, err error) {
-	io, child = &stdio{log: log}, &childFiles{}
+func newPipes(log *criLog, req *monitor.CreateRequest) (io *stdio, child *childFiles, err error) {
+	io, child = newStdio(log, req), &childFiles{}
 	defer func() {
 		if err != nil {
 			child.close()
 			io.closeUnstarted()
 		}
 	}()
-	if stdin {
+	if req.Stdin {
 		child.stdin, io.stdin, err = pipeTo()
 	} else {
 		child.stdin, err = os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -256,11 +290,9 @@ func (o *stdio) drain(ctx context.Context) {
 
 // close ends everything after start.
 func (o *stdio) close(ctx context.Context) {
+	o.seal()
 	for _, s := range o.streams {
 		s.close(ctx)
-	}
-	if o.stdin != nil {
-		_ = o.stdin.Close()
 	}
 	o.log.close()
 }
@@ -294,7 +326,9 @@ func (o *stdio) files() (names []string, files []*os.File) {
 	for _, s := range o.streams {
 		add(s.rec.stream, s.f)
 	}
-	add("stdin", o.stdin)
+	if o.keepsStdin() {
+		add("stdin", o.stdin)
+	}
 	return names, files
 }
 
@@ -320,8 +354,8 @@ func dup(f *os.File) (*os.File, error) {
 
 // adoptStdio takes over the descriptors of a container that another monitor
 // made. Those that are missing are lost.
-func adoptStdio(log *criLog, tty bool, h *monitor.Hold) (*stdio, error) {
-	o := &stdio{log: log}
+func adoptStdio(log *criLog, r *monitor.CreateRequest, h *monitor.Hold) (*stdio, error) {
+	o := newStdio(log, r)
 	take := func(f **os.File) (*os.File, error) {
 		own, err := pollable(*f)
 		*f = nil
@@ -329,10 +363,13 @@ func adoptStdio(log *criLog, tty bool, h *monitor.Hold) (*stdio, error) {
 	}
 	var err error
 	if h.Stdin != nil {
-		o.stdin, h.Stdin = h.Stdin, nil
+		if o.stdin, err = take(&h.Stdin); err != nil {
+			return nil, err
+		}
 	}
-	if tty && h.Console != nil {
+	if r.TTY && h.Console != nil {
 		if o.console, err = take(&h.Console); err != nil {
+			o.closeUnstarted()
 			return nil, err
 		}
 		o.streams = append(o.streams, newStream(o.console, "stdout", log))

@@ -47,6 +47,7 @@ func (s *Server) watch(ctx context.Context, c *container) {
 		e.OOMKilled = oomKilledInLog(c.pid, c.began)
 	}
 	c.io.drain(ctx)
+	c.io.seal()
 
 	// A start that is under way is answered first.
 	c.gate.Lock()
