@@ -15,8 +15,8 @@ const (
 	noImage   = "without image.image there is no image to mount; with it, see TestMountRoundTrip"
 )
 
-// ignored is every field of RunPodSandboxRequest and CreateContainerRequest that
-// has no effect, with the reason. A path stands for all below it.
+// ignored is every field of the requests with a walk of their own that has no
+// effect, with the reason. A path stands for all below it.
 var ignored = map[string]string{
 	"RunPodSandboxRequest.config.windows":                                           "for nodes with Windows",
 	"RunPodSandboxRequest.config.linux.security_context.run_as_user":                noProcess,
@@ -25,6 +25,9 @@ var ignored = map[string]string{
 	"RunPodSandboxRequest.config.linux.security_context.seccomp":                    noProcess,
 	"RunPodSandboxRequest.config.linux.security_context.apparmor":                   noProcess,
 	"RunPodSandboxRequest.config.linux.security_context.seccomp_profile_path":       noProcess,
+
+	"UpdateContainerResourcesRequest.windows":     "for nodes with Windows",
+	"UpdateContainerResourcesRequest.annotations": "nothing reads them; they are not the container's",
 
 	"CreateContainerRequest.sandbox_config":                           "the sandbox keeps the configuration that it was made with",
 	"CreateContainerRequest.config.windows":                           "for nodes with Windows",
@@ -87,6 +90,29 @@ func TestFieldsOfCreateContainer(t *testing.T) {
 		r := m.(*v1.CreateContainerRequest)
 		c, err := d.container(r)
 		return []any{r.GetPodSandboxId(), c}, err // the handler passes the ID on
+	})
+}
+
+func TestFieldsOfUpdateContainerResources(t *testing.T) {
+	huge := []*v1.HugepageLimit{{PageSize: "2MB"}}
+	good := &v1.UpdateContainerResourcesRequest{ContainerId: "c", Linux: &v1.LinuxContainerResources{HugepageLimits: huge}}
+	walkFields(t, good, func(m proto.Message) (any, error) {
+		r := m.(*v1.UpdateContainerResourcesRequest)
+		change, err := (&decoder{}).update(r)
+		return []any{r.GetContainerId(), change}, err
+	})
+}
+
+func TestFieldsOfUpdatePodSandboxResources(t *testing.T) {
+	huge := []*v1.HugepageLimit{{PageSize: "2MB"}}
+	good := &v1.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: "s",
+		Overhead:     &v1.LinuxContainerResources{HugepageLimits: huge}, Resources: &v1.LinuxContainerResources{HugepageLimits: huge},
+	}
+	walkFields(t, good, func(m proto.Message) (any, error) {
+		r := m.(*v1.UpdatePodSandboxResourcesRequest)
+		overhead, resources, err := (&decoder{}).updateSandbox(r)
+		return []any{r.GetPodSandboxId(), overhead, resources}, err
 	})
 }
 
@@ -160,7 +186,7 @@ func set(m protoreflect.Message, path []protoreflect.FieldDescriptor, name strin
 	case len(path) > 1:
 		set(m.Mutable(f).Message(), path[1:], name)
 	case f.IsMap():
-		entries, ok := samples[name].(map[string]string)
+		entries, ok := sampleOf(name).(map[string]string)
 		if !ok {
 			entries = map[string]string{"sample": "value"}
 		}
@@ -174,8 +200,18 @@ func set(m protoreflect.Message, path []protoreflect.FieldDescriptor, name strin
 	}
 }
 
+// sampleOf finds the sample of a field; those of resources are the same everywhere.
+func sampleOf(name string) any {
+	for _, at := range []string{"linux.", "overhead.", "resources."} {
+		if field, ok := strings.CutPrefix(name, at); ok {
+			return samples["config.linux.resources."+field]
+		}
+	}
+	return samples[name]
+}
+
 func sample(f protoreflect.FieldDescriptor, now protoreflect.Value, name string) protoreflect.Value {
-	given := samples[name]
+	given := sampleOf(name)
 	switch f.Kind() {
 	case protoreflect.StringKind:
 		if s, ok := given.(string); ok {
@@ -267,6 +303,11 @@ var otherFields = map[string]string{
 	"RemoveImageRequest.image":                    "checked; the name is what counts",
 }
 
+// walked is the requests that have a walk of their own.
+var walked = []protoreflect.Name{
+	"RunPodSandboxRequest", "CreateContainerRequest", "UpdateContainerResourcesRequest", "UpdatePodSandboxResourcesRequest",
+}
+
 func TestFieldsOfOtherRequests(t *testing.T) {
 	used := make(map[string]bool)
 	for _, rpc := range rpcs() {
@@ -274,7 +315,7 @@ func TestFieldsOfOtherRequests(t *testing.T) {
 		if _, refused := unimplemented[string(rpc.Name())]; refused {
 			continue
 		}
-		if name := d.Name(); name == "RunPodSandboxRequest" || name == "CreateContainerRequest" {
+		if slices.Contains(walked, d.Name()) {
 			continue
 		}
 		leaves(d, nil, func(path []protoreflect.FieldDescriptor) {

@@ -29,6 +29,9 @@ type Sandboxes interface {
 
 	Create(ctx context.Context, sandboxID string, c config.Container) (config.ContainerID, error)
 	Start(ctx context.Context, id string) error
+	// UpdateContainer and UpdateSandbox leave what is zero or nil as it is.
+	UpdateContainer(ctx context.Context, id string, change config.Resources) error
+	UpdateSandbox(ctx context.Context, id string, overhead, resources *config.Resources) error
 	Stop(ctx context.Context, id string, grace time.Duration) error
 	Remove(ctx context.Context, id string) error
 	// Container and Containers read a snapshot: they wait for nothing.

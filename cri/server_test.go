@@ -68,6 +68,14 @@ func (f *fakeNode) Create(_ context.Context, id string, c config.Container) (con
 	return "container", f.call(id, c)
 }
 func (f *fakeNode) Start(_ context.Context, id string) error { return f.call(id) }
+func (f *fakeNode) UpdateContainer(_ context.Context, id string, r config.Resources) error {
+	return f.call(id, r)
+}
+
+func (f *fakeNode) UpdateSandbox(_ context.Context, id string, overhead, resources *config.Resources) error {
+	return f.call(id, overhead, resources)
+}
+
 func (f *fakeNode) Stop(_ context.Context, id string, grace time.Duration) error {
 	return f.call(id, grace)
 }

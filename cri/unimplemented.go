@@ -10,40 +10,30 @@ import (
 // unimplemented is every RPC that crid does not have, with the reason that its
 // callers are told. Clients have another way for each of them, or do without.
 var unimplemented = map[string]string{
-	"StreamPodSandboxes":        "use ListPodSandbox",
-	"StreamContainers":          "use ListContainers",
-	"StreamImages":              "use ListImages",
-	"UpdateContainerResources":  "running containers cannot be resized yet",
-	"UpdatePodSandboxResources": "pods cannot be resized yet",
-	"Exec":                      "there are no streams yet; use ExecSync",
-	"Attach":                    "there are no streams yet",
-	"PortForward":               "there are no streams yet",
-	"ContainerStats":            "there are no figures yet",
-	"ListContainerStats":        "there are no figures yet",
-	"StreamContainerStats":      "there are no figures yet",
-	"PodSandboxStats":           "there are no figures yet",
-	"ListPodSandboxStats":       "there are no figures yet",
-	"StreamPodSandboxStats":     "there are no figures yet",
-	"ListMetricDescriptors":     "there are no metrics yet",
-	"ListPodSandboxMetrics":     "there are no metrics yet",
-	"StreamPodSandboxMetrics":   "there are no metrics yet",
-	"GetContainerEvents":        "there are no events yet; kubelet lists instead",
-	"CheckpointContainer":       "there are no checkpoints yet",
-	"CheckpointPod":             "there are no checkpoints yet",
-	"RestorePod":                "there are no checkpoints yet",
+	"StreamPodSandboxes":      "use ListPodSandbox",
+	"StreamContainers":        "use ListContainers",
+	"StreamImages":            "use ListImages",
+	"Exec":                    "there are no streams yet; use ExecSync",
+	"Attach":                  "there are no streams yet",
+	"PortForward":             "there are no streams yet",
+	"ContainerStats":          "there are no figures yet",
+	"ListContainerStats":      "there are no figures yet",
+	"StreamContainerStats":    "there are no figures yet",
+	"PodSandboxStats":         "there are no figures yet",
+	"ListPodSandboxStats":     "there are no figures yet",
+	"StreamPodSandboxStats":   "there are no figures yet",
+	"ListMetricDescriptors":   "there are no metrics yet",
+	"ListPodSandboxMetrics":   "there are no metrics yet",
+	"StreamPodSandboxMetrics": "there are no metrics yet",
+	"GetContainerEvents":      "there are no events yet; kubelet lists instead",
+	"CheckpointContainer":     "there are no checkpoints yet",
+	"CheckpointPod":           "there are no checkpoints yet",
+	"RestorePod":              "there are no checkpoints yet",
 }
 
 func refuse(rpc string) error { return &unimplementedError{rpc, unimplemented[rpc]} }
 
 // The methods below are those of the table, one for one.
-
-func (*Server) UpdateContainerResources(context.Context, *v1.UpdateContainerResourcesRequest) (*v1.UpdateContainerResourcesResponse, error) {
-	return nil, refuse("UpdateContainerResources")
-}
-
-func (*Server) UpdatePodSandboxResources(context.Context, *v1.UpdatePodSandboxResourcesRequest) (*v1.UpdatePodSandboxResourcesResponse, error) {
-	return nil, refuse("UpdatePodSandboxResources")
-}
 
 func (*Server) Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error) {
 	return nil, refuse("Exec")

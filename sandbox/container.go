@@ -47,11 +47,11 @@ type ContainerStatus struct {
 	PID        int // of the first process; 0 when it has exited
 	ImageID    string
 	ImageRef   string
-	Volumes    map[int]string // images that are mounts: index in Config.Mounts → image ID
-	LogPath    string         // absolute; "" means no log
-	StopSignal string         // effective
-	User       User           // effective
-	Resources  config.Resources
+	Volumes    map[int]string   // images that are mounts: index in Config.Mounts → image ID
+	LogPath    string           // absolute; "" means no log
+	StopSignal string           // effective
+	User       User             // effective
+	Resources  config.Resources // what the kernel has, of what was asked for at creation and since
 }
 
 // User is who a container's first process runs as.
@@ -121,7 +121,7 @@ func (c *container) publish() {
 		LogPath:    r.LogPath,
 		StopSignal: r.StopSignal,
 		User:       User{r.User.UID, r.User.GID, r.User.Groups},
-		Resources:  r.Config.Resources,
+		Resources:  r.Actual,
 	}
 	if st.State != ContainerCreated {
 		st.StartedAt = r.StartedAt // while it starts, it is an intention

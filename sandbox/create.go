@@ -231,6 +231,7 @@ func (m *Manager) handOver(ctx context.Context, c *container, request monitor.Cr
 		fill(r)
 		request.Images = nil // as good as gone
 		r.PID, r.Request, r.CreatedAt = reply.PID, request, at
+		r.Resources, r.Actual = c.config.Resources, actual(ctx, c.config.Resources, reply.Applied)
 		return r.on(containerMade)
 	})
 	if err == nil {

@@ -58,6 +58,7 @@ type Monitor interface {
 	Exec(ctx context.Context, r monitor.ExecRequest, stdio [3]*os.File) (*monitor.ExecProcess, error)
 	Signal(ctx context.Context, r monitor.SignalRequest) error
 	ReopenLog(ctx context.Context, id string) error
+	Update(ctx context.Context, r monitor.UpdateRequest) (monitor.UpdateReply, error)
 	Delete(ctx context.Context, r monitor.DeleteRequest) error
 	Hold(ctx context.Context, r monitor.HoldRequest) (monitor.HoldReply, *os.File, error)
 	Release(ctx context.Context, r monitor.ReleaseRequest) error

@@ -144,6 +144,11 @@ func (m *Manager) meet(ctx context.Context, mon Monitor, c *container, item *mon
 	default:
 		exits = m.adopt(ctx, mon, c)
 	}
+	if len(exits) == 0 {
+		if err := m.finishUpdate(ctx, c, mon); err != nil {
+			klog.FromContext(ctx).Error(err, "Could not finish a change of resources that was interrupted")
+		}
+	}
 	c.mu.Lock()
 	if c.early != nil {
 		exits = append(exits, *c.early)

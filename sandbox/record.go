@@ -35,6 +35,8 @@ type sandboxRecord struct {
 	CNIResult  json.RawMessage `json:",omitempty"` // the plugins' answer
 	Holder     *holderRecord   // of a PID namespace; from before Hold until after Release
 	Released   bool            // stopped: no process, namespace, mount or attachment is left
+
+	Overhead, Resources *config.Resources `json:",omitempty"` // as last updated; nil: those of Config
 }
 
 // holderRecord is the process that holds the PID namespace of a sandbox.
@@ -70,6 +72,10 @@ type containerRecord struct {
 	User        spec.User
 	PID         int
 	Request     monitor.CreateRequest // without Spec: what Adopt needs
+
+	Resources config.Resources  // wanted now: those of Config and what updates have changed
+	Actual    config.Resources  // what the kernel has of them
+	Update    *config.Resources `json:",omitempty"` // what Resources is becoming, from before the kernel is asked; nil: nothing
 }
 
 // check refuses a record that does not belong to the file it was in, or is in a

@@ -115,6 +115,12 @@ func (s *sandbox) publish() {
 	if s.rec.Holder != nil {
 		st.HolderPID = s.rec.Holder.PID
 	}
+	if s.rec.Overhead != nil {
+		st.Config.Overhead = s.rec.Overhead
+	}
+	if s.rec.Resources != nil {
+		st.Config.Resources = s.rec.Resources
+	}
 	s.status.Store(st)
 }
 

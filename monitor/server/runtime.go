@@ -114,7 +114,7 @@ func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch
 		c, err = r.createDoomed(c, id, config, *p, doom, io)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create container: %w", err)
+		return nil, createError(err, spec.Linux.Resources)
 	}
 	if err := writeJSON(filepath.Join(r.root, id, processName), spec.Process); err != nil {
 		return nil, err
@@ -134,6 +134,17 @@ func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch
 	}
 	r.reaper.add(state.InitProcessPid)
 	return &created{state.InitProcessPid, state.InitProcessStartTime, cg}, nil
+}
+
+// createError says so when it is the memory limit that keeps the first process from
+// running: v1 refuses a limit below what it uses already, with v2 it is killed.
+func createError(err error, res *specs.LinuxResources) error {
+	text := err.Error()
+	little := strings.Contains(text, "unable to set memory limit") || strings.Contains(text, "OOM-killed")
+	if little && res != nil && res.Memory != nil && res.Memory.Limit != nil {
+		return errkind.Errorf(errkind.Invalid, "create container: a memory limit of %d bytes is not enough to start it: %w", *res.Memory.Limit, err)
+	}
+	return fmt.Errorf("create container: %w", err)
 }
 
 // undo removes a container that could not be created.

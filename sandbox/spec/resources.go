@@ -18,119 +18,174 @@ const (
 )
 
 func resources(b *builder) error {
-	r, err := Resources(b.Container.Resources, b.Host, b.privileged(), b.Devices)
+	r, err := Resources(fieldResources, b.Container.Resources, b.Host)
 	if err != nil {
 		return err
 	}
+	r.Devices = deviceRules(b.privileged(), b.Devices)
 	b.Spec.Linux.Resources = r
 	return nil
 }
 
-// Resources is the cgroup limits of a container, complete, as in its spec: what
-// an update of a running container needs too. Field names in its errors begin
-// with config.linux.resources.
-func Resources(r config.Resources, h Host, privileged bool, devices []Device) (*specs.LinuxResources, error) {
-	out := &specs.LinuxResources{Devices: deviceRules(privileged, devices)}
-	for _, f := range []func(*specs.LinuxResources, config.Resources, Host) error{cpu, memory, hugePages, unified} {
-		if err := f(out, r, h); err != nil {
+// Resources is the cgroup limits of a container, complete but for devices: what
+// an update of a running container needs. A limit of -1 is there, as -1, to lift
+// one that was. field is what the names of fields in errors begin with, with a dot.
+func Resources(field string, r config.Resources, h Host) (*specs.LinuxResources, error) {
+	b := resourceBuilder{out: &specs.LinuxResources{}, field: field, r: r, h: h}
+	for _, f := range []func() error{b.cpu, b.memory, b.hugePages, b.unified} {
+		if err := f(); err != nil {
 			return nil, err
 		}
 	}
-	return out, nil
+	return b.out, nil
 }
 
-func cpu(out *specs.LinuxResources, r config.Resources, _ Host) error {
+type resourceBuilder struct {
+	out   *specs.LinuxResources
+	field string
+	r     config.Resources
+	h     Host
+}
+
+func (b *resourceBuilder) invalid(field, format string, args ...any) error {
+	return invalid(b.field+field, format, args...)
+}
+
+func (b *resourceBuilder) cpu() error {
+	r := &b.r
 	c := &specs.LinuxCPU{Cpus: r.CpusetCPUs, Mems: r.CpusetMems}
 	for _, set := range [...]struct{ field, list string }{{"cpuset_cpus", r.CpusetCPUs}, {"cpuset_mems", r.CpusetMems}} {
 		if strings.Trim(set.list, "0123456789,-") != "" {
-			return invalid(fieldResources+set.field, "%q is no list of numbers and ranges such as 0-3,8", set.list)
+			return b.invalid(set.field, "%q is no list of numbers and ranges such as 0-3,8", set.list)
 		}
 	}
 	if r.CPUPeriod != 0 {
 		if r.CPUPeriod < minCPUPeriod || r.CPUPeriod > maxCPUPeriod {
-			return invalid(fieldResources+"cpu_period", "%d µs is not between %d and %d", r.CPUPeriod, minCPUPeriod, maxCPUPeriod)
+			return b.invalid("cpu_period", "%d µs is not between %d and %d", r.CPUPeriod, minCPUPeriod, maxCPUPeriod)
 		}
 		period := uint64(r.CPUPeriod)
 		c.Period = &period
 	}
-	if r.CPUQuota > 0 {
-		if r.CPUQuota < minCPUQuota {
-			return invalid(fieldResources+"cpu_quota", "%d µs is less than the kernel's minimum of %d", r.CPUQuota, minCPUQuota)
-		}
+	switch {
+	case r.CPUQuota < 0:
+		none := int64(-1)
+		c.Quota = &none
+	case r.CPUQuota > 0 && r.CPUQuota < minCPUQuota:
+		return b.invalid("cpu_quota", "%d µs is less than the kernel's minimum of %d", r.CPUQuota, minCPUQuota)
+	case r.CPUQuota > 0:
 		c.Quota = &r.CPUQuota
 	}
 	switch {
 	case r.CPUShares < 0:
-		return invalid(fieldResources+"cpu_shares", "%d is negative", r.CPUShares)
+		return b.invalid("cpu_shares", "%d is negative", r.CPUShares)
 	case r.CPUShares > 0:
 		shares := uint64(min(max(r.CPUShares, minCPUShares), maxCPUShares))
 		c.Shares = &shares
 	}
 	if *c != (specs.LinuxCPU{}) {
-		out.CPU = c
+		b.out.CPU = c
 	}
 	return nil
 }
 
 // memory: a limit without a swap limit means no swap. On a node that cannot
 // limit swap only the wish for none (which kubelet sends) is let through.
-func memory(out *specs.LinuxResources, r config.Resources, h Host) error {
-	limit, swap := r.MemoryLimit, r.MemorySwap
+func (b *resourceBuilder) memory() error {
+	limit, swap := b.r.MemoryLimit, b.r.MemorySwap
 	switch {
 	case limit < -1:
-		return invalid(fieldResources+"memory_limit_in_bytes", "%d is negative", limit)
+		return b.invalid("memory_limit_in_bytes", "%d is negative", limit)
 	case swap < -1:
-		return invalid(fieldResources+"memory_swap_limit_in_bytes", "%d is negative", swap)
+		return b.invalid("memory_swap_limit_in_bytes", "%d is negative", swap)
 	case limit <= 0 && swap > 0:
-		return invalid(fieldResources+"memory_swap_limit_in_bytes", "needs memory_limit_in_bytes beside it")
-	case limit <= 0:
+		return b.invalid("memory_swap_limit_in_bytes", "needs memory_limit_in_bytes beside it")
+	case limit == 0:
 		return nil
 	case swap > 0 && swap < limit:
-		return invalid(fieldResources+"memory_swap_limit_in_bytes",
-			"%d is less than memory_limit_in_bytes, %d, which it includes", swap, limit)
+		return b.invalid("memory_swap_limit_in_bytes", "%d is less than memory_limit_in_bytes, %d, which it includes", swap, limit)
 	}
-	if swap == 0 {
+	if swap == 0 || limit == -1 {
 		swap = limit
 	}
-	out.Memory = &specs.LinuxMemory{Limit: &limit}
+	b.out.Memory = &specs.LinuxMemory{Limit: &limit}
 	switch {
-	case h.SwapAccounting:
-		out.Memory.Swap = &swap
+	case b.h.SwapAccounting:
+		b.out.Memory.Swap = &swap
 	case swap > limit:
-		return invalid(fieldResources+"memory_swap_limit_in_bytes", "this node cannot limit swap; only the value of memory_limit_in_bytes is possible")
+		return b.invalid("memory_swap_limit_in_bytes", "this node cannot limit swap; only the value of memory_limit_in_bytes is possible")
 	}
 	return nil
 }
 
 // hugePages: kubelet sends a limit for each size with every container, so a
 // node without the controller leaves them out.
-func hugePages(out *specs.LinuxResources, r config.Resources, h Host) error {
-	if !h.hasController("hugetlb") {
+func (b *resourceBuilder) hugePages() error {
+	if !b.h.hasController("hugetlb") {
 		return nil
 	}
-	for _, size := range slices.Sorted(maps.Keys(r.HugepageMax)) {
-		if len(h.HugePageSizes) > 0 && !slices.Contains(h.HugePageSizes, size) {
-			return invalid(fieldResources+"hugepage_limits", "no huge pages of %q on this node, only of %s",
-				size, strings.Join(h.HugePageSizes, ", "))
+	for _, size := range slices.Sorted(maps.Keys(b.r.HugepageMax)) {
+		if len(b.h.HugePageSizes) > 0 && !slices.Contains(b.h.HugePageSizes, size) {
+			return b.invalid("hugepage_limits", "no huge pages of %q on this node, only of %s",
+				size, strings.Join(b.h.HugePageSizes, ", "))
 		}
-		out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: r.HugepageMax[size]})
+		b.out.HugepageLimits = append(b.out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: b.r.HugepageMax[size]})
 	}
 	return nil
 }
 
 // unified is raw cgroup v2 files; what it says wins over the other fields.
-func unified(out *specs.LinuxResources, r config.Resources, h Host) error {
-	if len(r.Unified) == 0 {
+func (b *resourceBuilder) unified() error {
+	if len(b.r.Unified) == 0 {
 		return nil
 	}
-	if !h.CgroupUnified {
-		return invalid(fieldResources+"unified", "this node has no cgroup v2")
+	if !b.h.CgroupUnified {
+		return b.invalid("unified", "this node has no cgroup v2")
 	}
-	for _, name := range slices.Sorted(maps.Keys(r.Unified)) {
+	for _, name := range slices.Sorted(maps.Keys(b.r.Unified)) {
 		if name == "" || strings.Contains(name, "/") || !strings.Contains(name, ".") {
-			return invalid(fieldResources+"unified", "%q is no name of a cgroup file such as memory.high", name)
+			return b.invalid("unified", "%q is no name of a cgroup file such as memory.high", name)
 		}
 	}
-	out.Unified = maps.Clone(r.Unified)
+	b.out.Unified = maps.Clone(b.r.Unified)
 	return nil
+}
+
+// Actual is r with what the kernel has in place of what was asked for. A swap
+// limit is there also when it follows from the memory limit.
+func Actual(r config.Resources, got *specs.LinuxResources, oomScoreAdj *int) config.Resources {
+	if oomScoreAdj != nil {
+		r.OOMScoreAdj = int64(*oomScoreAdj)
+	}
+	if c := got.CPU; c != nil {
+		set(&r.CPUQuota, c.Quota)
+		setCount(&r.CPUPeriod, c.Period)
+		setCount(&r.CPUShares, c.Shares)
+		r.CpusetCPUs, r.CpusetMems = c.Cpus, c.Mems
+	}
+	if m := got.Memory; m != nil {
+		set(&r.MemoryLimit, m.Limit)
+		set(&r.MemorySwap, m.Swap)
+	}
+	r.HugepageMax = maps.Clone(r.HugepageMax)
+	for _, h := range got.HugepageLimits {
+		if _, asked := r.HugepageMax[h.Pagesize]; asked {
+			r.HugepageMax[h.Pagesize] = h.Limit
+		}
+	}
+	if got.Unified != nil {
+		r.Unified = maps.Clone(got.Unified)
+	}
+	return r
+}
+
+func set(to, from *int64) {
+	if from != nil {
+		*to = *from
+	}
+}
+
+func setCount(to *int64, from *uint64) {
+	if from != nil {
+		*to = int64(*from)
+	}
 }

@@ -77,10 +77,10 @@ func TestBuildRefuses(t *testing.T) {
 		{"cpuset", func(in *Input) { in.Container.Resources.CpusetCPUs = "all" }, "config.linux.resources.cpuset_cpus: "},
 		{"memory", func(in *Input) { in.Container.Resources.MemoryLimit = -2 }, "config.linux.resources.memory_limit_in_bytes: "},
 		{"swap alone", func(in *Input) { in.Container.Resources.MemorySwap = 1 }, "config.linux.resources.memory_swap_limit_in_bytes: "},
-		{"swap below memory", func(in *Input) { in.Container.Resources.MemoryLimit, in.Container.Resources.MemorySwap = 2, 1 }, "config.linux.resources.memory_swap_limit_in_bytes: "},
+		{"swap below memory", func(in *Input) { in.Container.Resources.MemoryLimit, in.Container.Resources.MemorySwap = 2<<30, 1<<30 }, "config.linux.resources.memory_swap_limit_in_bytes: "},
 		{"swap impossible", func(in *Input) {
 			in.Host.SwapAccounting = false
-			in.Container.Resources.MemoryLimit, in.Container.Resources.MemorySwap = 1, 2
+			in.Container.Resources.MemoryLimit, in.Container.Resources.MemorySwap = 1<<30, 2<<30
 		}, "config.linux.resources.memory_swap_limit_in_bytes: "},
 		{"huge page size", func(in *Input) { in.Container.Resources.HugepageMax = map[string]uint64{"3MB": 1} }, "config.linux.resources.hugepage_limits: "},
 		{"unified on v1", func(in *Input) {
