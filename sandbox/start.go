@@ -90,9 +90,7 @@ func (m *Manager) start(ctx context.Context, c *container, mon Monitor) error {
 // It returns why.
 func (m *Manager) startFailed(ctx context.Context, c *container, why error) error {
 	// Its first process is ending, unless the monitor did not answer in time.
-	if mon, err := m.live(); err == nil {
-		_ = mon.Signal(ctx, monitor.SignalRequest{ID: string(c.id), Signal: sigKill, All: true})
-	}
+	m.killRest(ctx, c)
 	c.mu.Lock()
 	err := m.noteContainer(ctx, c, "container.start.failed", func(r *containerRecord) error {
 		r.startError(m.o.Now(), why.Error())

@@ -70,7 +70,7 @@ func serveHanging(fd int) {
 			return
 		}
 		var body []byte
-		code := int32(-int32(syscall.ENOSYS))
+		code := -int32(syscall.ENOSYS)
 		switch binary.NativeEndian.Uint32(buf[4:]) {
 		case fuseLookup, fuseForget, fuseInterrupt, fuseBatch:
 			continue // LOOKUP is what hangs; the others have no answer
