@@ -21,7 +21,8 @@ import (
 // A second Run with the same key (name, namespace, uid, attempt) and an equal
 // config is a retry: it waits for the first and returns the same ID. With
 // another config, or when the sandbox has been stopped, the error has kind
-// Exists and names the sandbox. The key is free again after RemoveSandbox.
+// Exists and names the sandbox. The key is free again after RemoveSandbox. The kind
+// is Exists, too, when another sandbox has a host port that w maps.
 //
 // Making goes on when ctx ends. When it fails, nothing is left behind; what
 // cannot be undone at once stays on record, as a sandbox that is not ready, and
@@ -71,6 +72,9 @@ func (m *Manager) admitSandbox(ctx context.Context, w config.Sandbox) (s *sandbo
 			return nil, nil, errkind.Errorf(errkind.Exists, "sandbox %s has this name, namespace, uid and attempt, and another config; remove it, or raise the attempt", s.id)
 		}
 		return s, nil, nil
+	}
+	if err := m.checkPorts(&w); err != nil {
+		return nil, nil, err
 	}
 	id := config.SandboxID(newID())
 	rec := sandboxRecord{Version: recordVersion, ID: id, BootID: m.bootID, State: SandboxCreating, Config: w}
