@@ -48,7 +48,7 @@ const (
 	rootfsFile    = "rootfs.json"
 	rootfsVersion = 1
 	emptyDir      = "empty" // in rootfs/<key>: a layer without files
-	maxPasswd     = 1 << 20 // bytes of passwd and group that are looked at
+	maxPasswd     = 8 << 20 // bytes of passwd and group that are looked at: directories exported into them are long
 )
 
 // Prepare makes the folders of a root file system on top of the image id, under a

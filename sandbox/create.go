@@ -265,6 +265,7 @@ func (m *Manager) specInput(c *container, img image.Image) spec.Input {
 			Shm:        m.sandboxFile(s.id, fileShm),
 		},
 		CgroupsPath: m.cgroupsPath(&s.config, string(c.id)),
+		Filters:     &m.filters,
 		Host:        m.o.Host,
 	}
 	if !s.config.HostNetwork() {
@@ -292,6 +293,7 @@ func (m *Manager) lookAtNode(ctx context.Context, c *container, in *spec.Input) 
 		if err := host.Fill(&f, m.o.Host); err != nil {
 			return err
 		}
+		m.appArmor.Fill(&f)
 		filled = f
 		return nil
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/sandbox/config"
 	"github.com/cridproject/crid/sandbox/spec"
+	"github.com/cridproject/crid/sandbox/spec/host"
 )
 
 // Network is what the manager needs of package cni.
@@ -114,6 +115,10 @@ type Manager struct {
 	bootID string
 	verify bool // CRID_VERIFY=1
 	paths  pathProber
+
+	// What is worked out once for many containers.
+	appArmor host.AppArmor
+	filters  spec.Filters
 
 	// sandboxOps and containerOps serialise the operations on one sandbox and on
 	// one container. They are held across calls to plugins and to the monitor.

@@ -58,7 +58,7 @@ var rules = map[string]rule{
 	},
 	// What Build needs to know of the node: reads /proc and /sys, so it is not in spec.
 	"sandbox/spec/host": {
-		own: []string{"sandbox/config", "sandbox/spec", leafs}, other: []string{specs, "github.com/moby/sys", klog},
+		own: []string{"sandbox/config", "sandbox/spec", leafs}, other: []string{specs, "github.com/moby/sys", "github.com/moby/profiles/apparmor", klog},
 	},
 	"cni": {
 		own: []string{leafs}, other: []string{"github.com/containernetworking/cni", "github.com/fsnotify/fsnotify", klog},

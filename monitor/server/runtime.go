@@ -95,6 +95,13 @@ func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch
 	if err := ownStdio(config, p.UID, io); err != nil {
 		return nil, err
 	}
+	uid, gid, err := hostIDs(config, p)
+	if err != nil {
+		return nil, err
+	}
+	if err := ownWorkingDir(spec.Root.Path, p.Cwd, uid, gid); err != nil {
+		return nil, err
+	}
 
 	release := r.slot()
 	defer release()
@@ -375,6 +382,18 @@ func (io launch) set(p *libcontainer.Process) {
 	}
 	p.ConsoleSocket = io.console
 	p.ExtraFiles = []*os.File{io.status}
+}
+
+// hostIDs are the process's user and group as the node has them.
+func hostIDs(config *configs.Config, p *libcontainer.Process) (uid, gid int, err error) {
+	uid, err = config.HostUID(p.UID)
+	if err == nil {
+		gid, err = config.HostGID(p.GID)
+	}
+	if err != nil {
+		return 0, 0, errkind.Errorf(errkind.Invalid, "user of the container: %w", err)
+	}
+	return uid, gid, nil
 }
 
 // ownStdio makes the container's user the owner of its pipes, so that it can

@@ -37,13 +37,14 @@ const allCaps = "ALL"
 
 // capabilities: the default set, or all of the bounding set when privileged;
 // ALL before single names, so that "drop ALL, add X" is X and "add ALL, drop X"
-// is all but X.
+// is all but X. What is asked for as ambient is added like the others, as CRI
+// says; what is dropped is dropped from all sets.
 //
 // Inheritable stays empty although CRI speaks of it: with it, a program with
 // file capabilities would gain them for any user (CVE-2022-24769). The one
 // exception is ambient capabilities, which the kernel only grants to what is
-// inheritable. A user other than root loses the effective ones at exec, which
-// is the kernel's doing.
+// inheritable. A user other than root loses the other effective ones at exec,
+// which is the kernel's doing.
 func capabilities(b *builder) error {
 	sec := &b.Container.Security
 	s := capSet{b: b}
@@ -55,30 +56,33 @@ func capabilities(b *builder) error {
 	if err != nil {
 		return err
 	}
+	ambient, ambientAll, err := s.parse("add_ambient_capabilities", sec.AmbientCaps)
+	if err != nil {
+		return err
+	}
 	drop, dropAll, err := s.parse("drop_capabilities", sec.DropCaps)
 	if err != nil {
 		return err
 	}
-	if addAll {
+	if addAll || ambientAll {
 		s.names = slices.Clone(b.Host.BoundingCaps)
 	}
 	if dropAll {
 		s.names = nil
 	}
-	for _, c := range add {
-		if s.warnUnbounded("add_capabilities", c) && !slices.Contains(s.names, c) {
-			s.names = append(s.names, c)
-		}
-	}
+	s.add("add_capabilities", add)
+	s.add("add_ambient_capabilities", ambient)
 	s.names = slices.DeleteFunc(s.names, func(c string) bool { return slices.Contains(drop, c) })
 
-	ambient, err := s.ambient(sec.AmbientCaps)
-	if err != nil {
-		return err
+	var raised []string
+	for _, c := range s.names {
+		if ambientAll || slices.Contains(ambient, c) {
+			raised = append(raised, c)
+		}
 	}
 	b.Spec.Process.Capabilities = &specs.LinuxCapabilities{
 		Bounding: s.names, Effective: s.names, Permitted: s.names,
-		Inheritable: ambient, Ambient: ambient,
+		Inheritable: raised, Ambient: raised,
 	}
 	return nil
 }
@@ -108,28 +112,13 @@ func (s *capSet) parse(field string, names []string) (caps []string, all bool, e
 	return caps, all, nil
 }
 
-// ambient is what is asked for, each of which the container must also have.
-func (s *capSet) ambient(names []string) ([]string, error) {
-	const field = "add_ambient_capabilities"
-	asked, all, err := s.parse(field, names)
-	if err != nil {
-		return nil, err
-	}
-	if all {
-		return slices.Clone(s.names), nil
-	}
-	var out []string
-	for _, c := range asked {
-		switch {
-		case !s.warnUnbounded(field, c) || slices.Contains(out, c):
-		case !slices.Contains(s.names, c):
-			return nil, invalid(fieldSecurity+"capabilities."+field,
-				"%s is not among the container's capabilities; name it in add_capabilities too", c)
-		default:
-			out = append(out, c)
+// add puts in what is not there yet and this node can give.
+func (s *capSet) add(field string, names []string) {
+	for _, c := range names {
+		if s.warnUnbounded(field, c) && !slices.Contains(s.names, c) {
+			s.names = append(s.names, c)
 		}
 	}
-	return out, nil
 }
 
 // bounded is the names that this node can give.

@@ -4,9 +4,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/moby/profiles/seccomp"
-	"github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/cridproject/crid/sandbox/config"
 )
 
@@ -21,45 +18,12 @@ func pathProtection(b *builder) error {
 	return nil
 }
 
-// seccompFilter: no profile asked for is no filter; a privileged container has
-// none in any case. The default profile lets more through where the container
-// has the capability for it, so this comes after capabilities.
-//
-// The profile package looks at one fact of the node by itself, the kernel's
-// version; it does not change while a node runs.
-func seccompFilter(b *builder) error {
-	p := b.Container.Security.Seccomp
-	if b.privileged() {
-		return nil
-	}
-	const field = fieldSecurity + "seccomp."
-	var filter *specs.LinuxSeccomp
-	var err error
-	switch p.Kind {
-	case "", config.ProfileUnconfined:
-		return nil
-	case config.ProfileRuntimeDefault:
-		filter, err = seccomp.GetDefaultProfile(b.Spec)
-	case config.ProfileLocalhost:
-		if b.SeccompProfile == nil {
-			return invalid(field+"localhost_ref", "no such file: %q", p.Ref)
-		}
-		filter, err = seccomp.LoadProfile(string(b.SeccompProfile), b.Spec)
-		if err == nil && filter == nil {
-			return invalid(field+"localhost_ref", "%s says nothing: no default action and no system calls", p.Ref)
-		}
-	default:
-		return invalid(field+"profile_type", "unknown type %q", p.Kind)
-	}
-	if err != nil {
-		return invalid(field+"localhost_ref", "%s: %v", p.Ref, err)
-	}
-	b.Spec.Linux.Seccomp = filter
-	return nil
-}
-
-// appArmor: the runtime's default where one is loaded; a profile of the
-// node's own must not be ignored where there is no AppArmor.
+// appArmor: no profile asked for is the runtime's default where AppArmor is.
+// On a node without AppArmor the default confines nothing, as with other
+// runtimes. A profile that is asked for and cannot be had on a node with
+// AppArmor is refused, and so is a profile of the node's own anywhere: kubelet
+// sends both only where it has found AppArmor, and a container that is less
+// confined than it asked to be must not go unnoticed.
 func appArmor(b *builder) error {
 	p := b.Container.Security.AppArmor
 	if b.privileged() {
@@ -68,8 +32,14 @@ func appArmor(b *builder) error {
 	const field = fieldSecurity + "apparmor."
 	switch p.Kind {
 	case "", config.ProfileRuntimeDefault:
-		if b.Host.HasAppArmor {
+		switch {
+		case !b.Host.HasAppArmor:
+		case b.Host.AppArmorDefault != "":
 			b.Spec.Process.ApparmorProfile = b.Host.AppArmorDefault
+		case p.Kind == config.ProfileRuntimeDefault:
+			return invalid(field+"profile_type", "RuntimeDefault cannot be had, for crid's default profile is not loaded: %s", b.AppArmorProblem)
+		default:
+			b.warn(field+"profile_type", "AppArmor does not confine it, for crid's default profile is not loaded: %s", b.AppArmorProblem)
 		}
 	case config.ProfileUnconfined:
 	case config.ProfileLocalhost:

@@ -39,8 +39,13 @@ type Input struct {
 	// SeccompProfile is what the file of a localhost seccomp profile holds; nil
 	// when there is no such file.
 	SeccompProfile []byte
+	// Filters keeps seccomp filters for the next container; nil means that none
+	// are kept. It does not change what is built.
+	Filters *Filters `json:"-"`
 	// AppArmorLoaded says that the kernel has the localhost AppArmor profile.
 	AppArmorLoaded bool
+	// AppArmorProblem is why Host.AppArmorDefault is empty on a node with AppArmor.
+	AppArmorProblem string
 
 	Host Host
 }

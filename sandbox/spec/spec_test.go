@@ -39,7 +39,7 @@ func TestBuildRefuses(t *testing.T) {
 
 		{"capability", func(in *Input) { in.Container.Security.AddCaps = []string{"FLY"} }, "config.linux.security_context.capabilities.add_capabilities: "},
 		{"dropped capability", func(in *Input) { in.Container.Security.DropCaps = []string{"FLY"} }, "config.linux.security_context.capabilities.drop_capabilities: "},
-		{"ambient without it", func(in *Input) { in.Container.Security.AmbientCaps = []string{"NET_ADMIN"} }, "config.linux.security_context.capabilities.add_ambient_capabilities: "},
+		{"ambient capability", func(in *Input) { in.Container.Security.AmbientCaps = []string{"FLY"} }, "config.linux.security_context.capabilities.add_ambient_capabilities: "},
 		{"seccomp file", func(in *Input) {
 			in.Container.Security.Seccomp = config.Profile{Kind: config.ProfileLocalhost, Ref: "/x"}
 		}, `config.linux.security_context.seccomp.localhost_ref: no such file: "/x"`},
@@ -233,22 +233,30 @@ func TestSeccompFollowsCapabilities(t *testing.T) {
 func TestCapabilities(t *testing.T) {
 	type list = []string
 	tests := []struct {
-		name       string
-		add, drop  list
-		want, not  list
-		wantNumber int // -1: not looked at
+		name               string
+		add, drop, ambient list
+		want, not          list
+		wantNumber         int
+		wantAmbient        list
 	}{
-		{"default", nil, nil, list{"CAP_CHOWN"}, list{"CAP_SYS_ADMIN"}, 14},
-		{"drop ALL, add one", list{"net_admin"}, list{"ALL"}, list{"CAP_NET_ADMIN"}, nil, 1},
-		{"add ALL, drop one", list{"ALL"}, list{"SYS_ADMIN"}, list{"CAP_NET_ADMIN"}, list{"CAP_SYS_ADMIN"}, 15},
-		{"add twice", list{"CHOWN", "CAP_CHOWN"}, nil, nil, nil, 14},
-		{"not in the bounding set", list{"SYS_BOOT"}, nil, nil, list{"CAP_SYS_BOOT"}, 14},
-		{"drop and add the same", list{"SYS_ADMIN"}, list{"SYS_ADMIN"}, nil, list{"CAP_SYS_ADMIN"}, 14},
+		{name: "default", want: list{"CAP_CHOWN"}, not: list{"CAP_SYS_ADMIN"}, wantNumber: 14},
+		{name: "drop ALL, add one", add: list{"net_admin"}, drop: list{"ALL"}, want: list{"CAP_NET_ADMIN"}, wantNumber: 1},
+		{name: "add ALL, drop one", add: list{"ALL"}, drop: list{"SYS_ADMIN"}, want: list{"CAP_NET_ADMIN"}, not: list{"CAP_SYS_ADMIN"}, wantNumber: 15},
+		{name: "add twice", add: list{"CHOWN", "CAP_CHOWN"}, wantNumber: 14},
+		{name: "not in the bounding set", add: list{"SYS_BOOT"}, not: list{"CAP_SYS_BOOT"}, wantNumber: 14},
+		{name: "drop and add the same", add: list{"SYS_ADMIN"}, drop: list{"SYS_ADMIN"}, not: list{"CAP_SYS_ADMIN"}, wantNumber: 14},
+		{name: "ambient only", ambient: list{"NET_ADMIN"}, want: list{"CAP_NET_ADMIN"}, wantNumber: 15, wantAmbient: list{"CAP_NET_ADMIN"}},
+		{name: "ambient of the defaults", ambient: list{"KILL"}, wantNumber: 14, wantAmbient: list{"CAP_KILL"}},
+		{name: "drop ALL, ambient one", drop: list{"ALL"}, ambient: list{"CAP_KILL"}, want: list{"CAP_KILL"}, wantNumber: 1, wantAmbient: list{"CAP_KILL"}},
+		{name: "ambient and dropped", drop: list{"KILL"}, ambient: list{"KILL"}, not: list{"CAP_KILL"}, wantNumber: 13},
+		{name: "ambient and added", add: list{"NET_ADMIN"}, ambient: list{"NET_ADMIN"}, wantNumber: 15, wantAmbient: list{"CAP_NET_ADMIN"}},
+		{name: "ambient not in the bounding set", ambient: list{"SYS_BOOT"}, wantNumber: 14},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			in := readInput(t, "testdata/minimal.in.json")
-			in.Container.Security.AddCaps, in.Container.Security.DropCaps = tt.add, tt.drop
+			sec := &in.Container.Security
+			sec.AddCaps, sec.DropCaps, sec.AmbientCaps = tt.add, tt.drop, tt.ambient
 			r, err := Build(in)
 			if err != nil {
 				t.Fatal(err)
@@ -264,8 +272,8 @@ func TestCapabilities(t *testing.T) {
 					t.Errorf("%v holds %s", got.Bounding, c)
 				}
 			}
-			if len(got.Permitted) != tt.wantNumber || len(got.Inheritable)+len(got.Ambient) != 0 {
-				t.Errorf("%d permitted, inheritable %v, ambient %v, want %d and none", len(got.Permitted), got.Inheritable, got.Ambient, tt.wantNumber)
+			if len(got.Permitted) != tt.wantNumber || !slices.Equal(got.Inheritable, tt.wantAmbient) || !slices.Equal(got.Ambient, tt.wantAmbient) {
+				t.Errorf("%d permitted, inheritable %v, ambient %v, want %d and %v", len(got.Permitted), got.Inheritable, got.Ambient, tt.wantNumber, tt.wantAmbient)
 			}
 		})
 	}

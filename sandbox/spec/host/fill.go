@@ -2,6 +2,7 @@ package host
 
 import (
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,7 +38,7 @@ func Fill(in *spec.Input, h spec.Host) error {
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(seccompRoot, path)
 		}
-		data, err := os.ReadFile(path)
+		data, err := readProfile(path)
 		if err != nil && !os.IsNotExist(err) {
 			return errkind.Errorf(errkind.Invalid, "config.linux.security_context.seccomp.localhost_ref: %w", err)
 		}
@@ -47,6 +48,30 @@ func Fill(in *spec.Input, h spec.Host) error {
 		in.AppArmorLoaded = appArmorLoaded(readTrim(appArmorProfiles), strings.TrimPrefix(p.Ref, "localhost/"))
 	}
 	return nil
+}
+
+// maxProfile bounds a seccomp profile; the default one has 20 KiB.
+const maxProfile = 4 << 20
+
+// readProfile reads a file of this node whose name came with a request.
+func readProfile(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe without a writer must not hold it
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxProfile+1))
+	if err == nil && len(data) > maxProfile {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxProfile)
+	}
+	return data, err
 }
 
 // appArmorLoaded looks for name in the kernel's list, lines of "name (mode)".

@@ -28,8 +28,9 @@ func Probe() (spec.Host, error) {
 	h := spec.Host{
 		CgroupUnified: unified(),
 		HugePageSizes: hugePageSizes("/sys/kernel/mm/hugepages"),
-		HasAppArmor:   readTrim(appArmorEnabled) == "Y",
-		HasSELinux:    exists("/sys/fs/selinux/enforce"),
+		// Both: where the kernel's folder is not mounted, nobody can set a profile.
+		HasAppArmor: readTrim(appArmorEnabled) == "Y" && exists(appArmorProfiles),
+		HasSELinux:  exists("/sys/fs/selinux/enforce"),
 	}
 	h.Controllers = controllers(h.CgroupUnified)
 	h.SwapAccounting = swapAccounting(h.CgroupUnified)

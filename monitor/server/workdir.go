@@ -1,0 +1,74 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ownWorkingDir makes what is missing of the working folder, in the root file
+// system at root, for the container's user. libcontainer would make it for root,
+// whose folder the user could not write to. Folders that are there stay as they
+// are, and so does what a volume will cover. uid and gid are the node's.
+func ownWorkingDir(root, cwd string, uid, gid int) error {
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open root file system: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := makeDirs(fd, cwd, uid, gid); err != nil {
+		return fmt.Errorf("make working folder %s: %w", cwd, err)
+	}
+	return nil
+}
+
+// makeDirs makes the folders of p that are missing below root, a descriptor.
+// Links lead nowhere but below root, whoever has made them.
+func makeDirs(root int, p string, uid, gid int) error {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	if fd, err := unix.Openat2(root, p, &how); err == nil {
+		return unix.Close(fd) // all there, the usual case
+	}
+	at, err := unix.Dup(root)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(at) }()
+	done := "/"
+	for name := range strings.SplitSeq(strings.Trim(path.Clean(p), "/"), "/") {
+		done = path.Join(done, name)
+		next, err := unix.Openat2(root, done, &how)
+		if errors.Is(err, unix.ENOENT) {
+			if err := unix.Mkdirat(at, name, 0o755); err != nil {
+				// A link to what is not there: libcontainer says what is wrong with it.
+				return ignoreExists(err)
+			}
+			if err := unix.Fchownat(at, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return err
+			}
+			next, err = unix.Openat2(root, done, &how)
+		}
+		switch {
+		case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+			return nil // as above
+		case err != nil:
+			return err
+		}
+		_ = unix.Close(at)
+		at = next
+	}
+	return nil
+}
+
+func ignoreExists(err error) error {
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}
