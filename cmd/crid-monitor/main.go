@@ -107,7 +107,7 @@ func serve(socket, state string, verbosity int) error {
 	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
 		return err
 	}
-	s, err := server.New(server.Options{Socket: socket, StateDir: state, Build: buildVersion, Log: log})
+	s, err := server.New(server.Options{Socket: socket, StateDir: state, Build: buildVersion, Log: log, Store: stage.Store})
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,8 @@ type Stage struct {
 	// HostMounts is the mount namespace of the node when the monitor has left
 	// it, nil when it has not.
 	HostMounts *os.File
+	// Store is where descriptors are kept; nil without.
+	Store *Store
 }
 
 // Bootstrap executes this program once more, from a sealed copy in memory, and
@@ -42,7 +44,7 @@ func Bootstrap(stateDir string) (*Stage, error) {
 	if v, ok := os.LookupEnv(stageEnv); ok {
 		_ = os.Unsetenv(stageEnv)
 		_ = unix.Prctl(unix.PR_SET_NAME, namePtr("crid-monitor"), 0, 0, 0)
-		st := &Stage{}
+		st := &Stage{Store: openStore()}
 		if fd, err := strconv.Atoi(v); err == nil {
 			unix.CloseOnExec(fd)
 			st.HostMounts = os.NewFile(uintptr(fd), "host mounts")
@@ -51,7 +53,7 @@ func Bootstrap(stateDir string) (*Stage, error) {
 	}
 	// What the program that started this one forgot to close would else be open
 	// here for months. Old kernels lack the call.
-	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	_ = unix.CloseRange(uint(firstPassed+passedCount()), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	if err := checkRoot(); err != nil {
 		return nil, err
 	}

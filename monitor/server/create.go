@@ -79,7 +79,8 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 	}
 	// The copies are made now: once the streams are read or the watcher runs,
 	// they may end, and crid counts on all of them.
-	_, files := c.files()
+	names, files := c.files()
+	s.o.Store.put(c.id, c.io.kept(), names, files)
 	s.table.put(c)
 	c.io.start(context.WithoutCancel(ctx))
 	klog.FromContext(ctx).V(2).Info("Created container", "container", c.id, "pid", c.pid, "duration", time.Since(began))

@@ -132,6 +132,7 @@ func (s *Server) delete(ctx context.Context, r monitor.DeleteRequest) (reply, er
 		return reply{}, fmt.Errorf("delete container %s: %w", r.ID, err)
 	}
 	c.io.close(ctx)
+	s.o.Store.remove(r.ID, c.io.kept()...)
 	if c.status != nil {
 		_ = c.status.Close()
 		c.status = nil

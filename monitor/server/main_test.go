@@ -69,11 +69,12 @@ func TestMain(m *testing.M) {
 }
 
 func serveTestMonitor(state string) error {
-	if _, err := Bootstrap(state); err != nil {
+	stage, err := Bootstrap(state)
+	if err != nil {
 		return err
 	}
 	os.Setenv("GOMAXPROCS", "1")
-	s, err := New(Options{Socket: filepath.Join(state, "m.sock"), StateDir: state, Build: "test", Log: klog.Background()})
+	s, err := New(Options{Socket: filepath.Join(state, "m.sock"), StateDir: state, Build: "test", Log: klog.Background(), Store: stage.Store})
 	if err != nil {
 		return err
 	}
@@ -421,6 +422,13 @@ func (n *node) startMonitor() *exec.Cmd {
 	if bin := os.Getenv("CRID_TEST_BINARY"); bin != "" {
 		cmd = exec.Command(bin, "--socket", n.socket(), "--state", n.state)
 	}
+	n.launchMonitor(cmd)
+	return cmd
+}
+
+// launchMonitor starts a monitor and waits for its socket.
+func (n *node) launchMonitor(cmd *exec.Cmd) {
+	n.t.Helper()
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		n.t.Fatal(err)
@@ -432,5 +440,4 @@ func (n *node) startMonitor() *exec.Cmd {
 		}
 		return err == nil
 	})
-	return cmd
 }

@@ -42,6 +42,7 @@ type Options struct {
 	StateDir string // libcontainer's state, the exit journal, mount points of rootfs
 	Build    string // version of the program, for people
 	Log      klog.Logger
+	Store    *Store // of descriptors that outlive this program; may be nil
 
 	// AttachStall is how long an attached client may read nothing before it is
 	// detached; 0 means 10 s.
