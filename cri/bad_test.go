@@ -206,7 +206,7 @@ func TestBadContainer(t *testing.T) {
 		{"config.log_path", func(r req) { r.Config.LogPath = "a\nb" }},
 		{"config.stop_signal", func(r req) { r.Config.StopSignal = 66 }},
 		{"config.stop_signal", func(r req) { r.Config.StopSignal = -1 }},
-		{"config.CDI_devices", func(r req) { r.Config.CDIDevices = []*v1.CDIDevice{{Name: "vendor.com/gpu=0"}} }},
+		{"config.CDI_devices[0].name", func(r req) { r.Config.CDIDevices = []*v1.CDIDevice{{Name: "gpu0"}} }},
 		{resField + ".cpu_period", limits(func(l *res) { l.CpuPeriod = -1 })},
 		{resField + ".cpu_shares", limits(func(l *res) { l.CpuShares = -1 })},
 		{resField + ".memory_limit_in_bytes", limits(func(l *res) { l.MemoryLimitInBytes = -2 })},

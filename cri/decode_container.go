@@ -29,6 +29,7 @@ func (d *decoder) container(r *v1.CreateContainerRequest) (config.Container, err
 		Env:         d.env(c.GetEnvs()),
 		Mounts:      d.mounts(c.GetMounts()),
 		Devices:     d.devices(c.GetDevices()),
+		CDIDevices:  d.cdiDevices(c.GetCDIDevices(), c.GetAnnotations()),
 		Labels:      c.GetLabels(),
 		Annotations: c.GetAnnotations(),
 		LogPath:     d.logPath(c.GetLogPath()),
@@ -47,9 +48,6 @@ func (d *decoder) container(r *v1.CreateContainerRequest) (config.Container, err
 	}
 	if w.WorkingDir != "" {
 		d.check("config.working_dir", badPath(w.WorkingDir))
-	}
-	if len(c.GetCDIDevices()) > 0 {
-		d.reject("config.CDI_devices", "crid injects no CDI devices yet")
 	}
 	return w, d.err()
 }

@@ -62,6 +62,7 @@ var samples = map[string]any{
 	"config.linux.overhead.cpuset_mems":                                   "7",
 	"config.linux.overhead.hugepage_limits.page_size":                     "7MB",
 	"config.linux.overhead.unified":                                       map[string]string{"memory.high": "7"},
+	"config.CDI_devices.name":                                             "vendor.com/class=sample",
 	"config.devices.permissions":                                          "rw",
 	"config.log_path":                                                     "sample.log",
 	"config.linux.security_context.namespace_options.userns_options":      nil,

@@ -82,6 +82,9 @@ func (s *Server) info(ctx context.Context) map[string]string {
 	if s.o.Config != nil {
 		info["config"] = toJSON(s.o.Config)
 	}
+	if s.o.Devices != nil {
+		info["cdi"] = toJSON(s.o.Devices(ctx))
+	}
 	if s.o.MonitorDump != nil {
 		ctx, cancel := context.WithTimeout(ctx, dumpLimit)
 		defer cancel()

@@ -75,6 +75,10 @@ type Options struct {
 	// shows nothing.
 	MonitorDump func(context.Context) (any, error)
 
+	// Devices is what there is of CDI devices, shown by a verbose Status. nil shows
+	// nothing.
+	Devices func(context.Context) any
+
 	Node *Node // what this machine can do; nil means DetectNode
 }
 

@@ -186,6 +186,9 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
+	if err := m.injectDevices(ctx, c, &built); err != nil {
+		return err
+	}
 	for _, w := range built.Warnings {
 		klog.FromContext(ctx).Info("Container gets less than it asked for", "reason", w)
 	}

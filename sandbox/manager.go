@@ -79,6 +79,7 @@ type Options struct {
 
 	Network Network
 	Images  Images
+	Devices Devices // of the Container Device Interface; nil: containers that want one are refused
 	// ConnectMonitor connects to the monitor, and starts it when none runs. It is
 	// called again whenever the connection is lost. onExit may be called before
 	// it returns.

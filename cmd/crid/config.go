@@ -35,6 +35,8 @@ type Config struct {
 
 	StrictMounts bool `toml:"strict_mounts" comment:"Refuse a volume whose path on the node is missing, as CRI asks. Otherwise a folder is\nmade there, as other runtimes do and as pods with a hostPath of no type rely on."`
 
+	CDISpecDirs []string `toml:"cdi_spec_dirs" comment:"Folders of CDI spec files, in which vendors describe devices. A device in a later folder\nreplaces one of its name in an earlier. They are read when a container wants such a device.\nEmpty: there are none."`
+
 	LogVerbosity int `toml:"log_verbosity" comment:"0: start, stop, lost data. 2: each change of state. 4: each external call with its\nduration. 6: payloads, without secrets. At most 10."`
 
 	LogFormat string `toml:"log_format" comment:"\"text\" (klog's) or \"json\" (one object per line). Both go to stderr."`
@@ -73,6 +75,7 @@ func Default() Config {
 		Socket:       "/run/crid/crid.sock",
 		NetNSDir:     "/run/netns",
 		CgroupDriver: driverAuto,
+		CDISpecDirs:  []string{"/etc/cdi", "/var/run/cdi"},
 		LogVerbosity: 2,
 		LogFormat:    logText,
 		DrainTimeout: duration{Duration: 10 * time.Second},
@@ -239,7 +242,7 @@ func (c *Config) validate() *badKey {
 	if filepath.Clean(c.State) == filepath.Clean(c.Root) {
 		return &badKey{"state", fmt.Sprintf("is %q, must be another folder than root", c.State)}
 	}
-	for key, list := range map[string][]string{"cni.bin_dirs": c.CNI.BinDirs, "registry.config_dirs": c.Registry.ConfigDirs} {
+	for key, list := range map[string][]string{"cdi_spec_dirs": c.CDISpecDirs, "cni.bin_dirs": c.CNI.BinDirs, "registry.config_dirs": c.Registry.ConfigDirs} {
 		for _, dir := range list {
 			if !filepath.IsAbs(dir) {
 				return &badKey{key, fmt.Sprintf("has %q, must be a list of absolute paths", dir)}

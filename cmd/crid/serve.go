@@ -20,6 +20,7 @@ import (
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/sandbox"
+	"github.com/cridproject/crid/sandbox/spec/cdi"
 	"github.com/cridproject/crid/sandbox/spec/host"
 )
 
@@ -145,9 +146,12 @@ func (d *daemon) parts(ctx context.Context) error {
 		return err
 	}
 	d.link.options = spawnOptions(c)
+	devices := cdi.New(c.CDISpecDirs)
+	log := klog.FromContext(ctx)
+	log.Info("Looked for CDI devices", "paths", c.CDISpecDirs, "devices", len(devices.Status(log).Devices))
 	d.manager, err = sandbox.New(ctx, sandbox.Options{
 		Root: c.Root, StateDir: c.State, NetNSDir: c.NetNSDir,
-		Network: d.network, Images: d.images, ConnectMonitor: d.link.connect,
+		Network: d.network, Images: d.images, Devices: devices, ConnectMonitor: d.link.connect,
 		CgroupParent: c.CgroupParent, SystemdCgroup: driver == driverSystemd,
 		Host: facts, StrictMounts: c.StrictMounts,
 	})
@@ -160,11 +164,11 @@ func (d *daemon) parts(ctx context.Context) error {
 		NetworkStatus: d.network.Status, RuntimeStatus: d.link.status,
 		CgroupDriver: driver, Version: version(),
 		Config: verboseConfig{c, c.State, c.Root}, MonitorDump: d.link.dump,
+		Devices: func(ctx context.Context) any { return devices.Status(klog.FromContext(ctx)) },
 	})
 	if err != nil {
 		return err
 	}
-	log := klog.FromContext(ctx)
 	d.server = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(cri.UnaryInterceptor(log)), grpc.StreamInterceptor(cri.StreamInterceptor(log)),

@@ -42,7 +42,7 @@ var rules = map[string]rule{
 	},
 	"cri": {
 		own:   []string{"sandbox", "sandbox/config", "image", "internal/errkind"},
-		other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "google.golang.org/protobuf", "k8s.io/cri-streaming", klog},
+		other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "google.golang.org/protobuf", "k8s.io/cri-streaming", klog, "tags.cncf.io/container-device-interface/pkg/parser"},
 	},
 	"sandbox": {
 		own:   []string{"sandbox/config", "sandbox/spec/...", "cni", "image", "monitor", leafs},
@@ -59,6 +59,10 @@ var rules = map[string]rule{
 	// What Build needs to know of the node: reads /proc and /sys, so it is not in spec.
 	"sandbox/spec/host": {
 		own: []string{"sandbox/config", "sandbox/spec", leafs}, other: []string{specs, "github.com/moby/sys", "github.com/moby/profiles/apparmor", klog},
+	},
+	// What vendors' files say of their devices.
+	"sandbox/spec/cdi": {
+		own: []string{"internal/errkind"}, other: []string{specs, klog, "tags.cncf.io/container-device-interface"},
 	},
 	"cni": {
 		own: []string{leafs}, other: []string{"github.com/containernetworking/cni", "github.com/fsnotify/fsnotify", klog},

@@ -21,6 +21,7 @@ type Container struct {
 	Env         []EnvVar // over the image's
 	Mounts      []Mount
 	Devices     []Device
+	CDIDevices  []string // qualified names, vendor.com/class=name, each once
 	Labels      map[string]string
 	Annotations map[string]string
 	LogPath     string // relative to the sandbox's LogDirectory; "" means no log

@@ -1,0 +1,123 @@
+package cdi
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"k8s.io/klog/v2"
+
+	"github.com/cridproject/crid/internal/errkind"
+)
+
+const vendor = `cdiVersion: "0.7.0"
+kind: vendor.com/thing
+devices:
+- name: one
+  containerEdits:
+    env: ["THING=one"]
+    deviceNodes: [{path: /dev/thing, hostPath: /dev/null, permissions: r}]
+    mounts: [{hostPath: /etc, containerPath: /thing, options: [ro, rbind]}]
+    additionalGids: [4321]
+    hooks: [{hookName: createContainer, path: /bin/true, args: ["true"]}]
+- name: two
+  containerEdits:
+    env: ["OTHER=two"]
+`
+
+func write(t *testing.T, dir, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func empty() *specs.Spec { return &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}} }
+
+func TestInject(t *testing.T) {
+	dir, later := t.TempDir(), t.TempDir()
+	f := New([]string{dir, later, filepath.Join(dir, "absent")})
+	log := klog.Background()
+	inject := func(devices ...string) (*specs.Spec, error) {
+		s := empty()
+		return s, f.Inject(log, s, devices)
+	}
+	if _, err := inject("vendor.com/thing=one"); !errkind.Is(err, errkind.Invalid) || !strings.Contains(err.Error(), "vendor.com/thing=one") || !strings.Contains(err.Error(), dir) {
+		t.Errorf("Inject without files = %v, want Invalid that names the device and the folders", err)
+	}
+
+	write(t, dir, "vendor.yaml", vendor)
+	s, err := inject("vendor.com/thing=one", "vendor.com/thing=two")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(s.Process.Env, []string{"THING=one", "OTHER=two"}) || !slices.Equal(s.Process.User.AdditionalGids, []uint32{4321}) {
+		t.Errorf("Inject: process %+v", s.Process)
+	}
+	if d := s.Linux.Devices; len(d) != 1 || d[0].Path != "/dev/thing" || d[0].Type != "c" || d[0].Major != 1 || d[0].Minor != 3 {
+		t.Errorf("Inject: devices %+v, want /dev/thing as c 1:3", d)
+	}
+	if r := s.Linux.Resources; r == nil || len(r.Devices) != 1 || r.Devices[0].Access != "r" || !r.Devices[0].Allow {
+		t.Errorf("Inject: device rules %+v, want one that allows to read", r)
+	}
+	if len(s.Mounts) != 1 || s.Mounts[0].Destination != "/thing" || s.Hooks == nil || len(s.Hooks.CreateContainer) != 1 {
+		t.Errorf("Inject: mounts %+v, hooks %+v", s.Mounts, s.Hooks)
+	}
+
+	// The next container gets what the file says by then, and a later folder counts.
+	write(t, dir, "vendor.yaml", strings.ReplaceAll(vendor, "THING=one", "THING=new"))
+	if s, err := inject("vendor.com/thing=one"); err != nil || s.Process.Env[0] != "THING=new" {
+		t.Errorf("Inject after a change = %v, %v", s.Process.Env, err)
+	}
+	write(t, later, "vendor.yaml", strings.ReplaceAll(vendor, "THING=one", "THING=later"))
+	if s, err := inject("vendor.com/thing=one"); err != nil || s.Process.Env[0] != "THING=later" {
+		t.Errorf("Inject with a file in a later folder = %v, %v", s.Process.Env, err)
+	}
+
+	// A broken file does not keep others from being used, and is named where it may
+	// be the cause.
+	write(t, dir, "broken.json", "{")
+	if _, err := inject("vendor.com/thing=one"); err != nil {
+		t.Errorf("Inject beside a broken file = %v", err)
+	}
+	if _, err := inject("broken.com/thing=one"); err == nil || !strings.Contains(err.Error(), "broken.json") {
+		t.Errorf("Inject of a device from a broken file = %v, want the file named", err)
+	}
+	st := f.Status(log)
+	if !slices.Equal(st.Devices, []string{"vendor.com/thing=one", "vendor.com/thing=two"}) || len(st.Broken) != 1 || st.Broken[filepath.Join(dir, "broken.json")] == "" {
+		t.Errorf("Status = %+v", st)
+	}
+	write(t, later, "vendor.yaml", strings.ReplaceAll(vendor, "/dev/null", "/dev/absent"))
+	if _, err := inject("vendor.com/thing=one"); !errkind.Is(err, errkind.Invalid) || !strings.Contains(err.Error(), "/dev/absent") {
+		t.Errorf("Inject of a device without its node = %v, want Invalid that names the node", err)
+	}
+}
+
+func TestInjectNothing(t *testing.T) {
+	f := New(nil)
+	if err := f.Inject(klog.Background(), empty(), nil); err != nil {
+		t.Errorf("Inject of nothing = %v", err)
+	}
+	if err := f.Inject(klog.Background(), empty(), []string{"a.b/c=d"}); !errkind.Is(err, errkind.Invalid) || !strings.Contains(err.Error(), "cdi_spec_dirs") {
+		t.Errorf("Inject without folders = %v, want Invalid that names the key", err)
+	}
+}
+
+func TestInjectConcurrently(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "vendor.yaml", vendor)
+	f := New([]string{dir})
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := f.Inject(klog.Background(), empty(), []string{"vendor.com/thing=one"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
