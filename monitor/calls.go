@@ -213,6 +213,7 @@ func (c *Client) Update(ctx context.Context, r UpdateRequest) (UpdateReply, erro
 // Delete kills and removes a container, and its exit from the journal.
 // Idempotent. See DeleteRequest.
 func (c *Client) Delete(ctx context.Context, r DeleteRequest) error {
+	c.cutShort(ctx, r.ID)
 	_, err := c.request(ctx, OpDelete, r, nil, nil)
 	return err
 }

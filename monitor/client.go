@@ -277,14 +277,7 @@ func subject(req any) (makes, removes string) {
 // caller has gone must not come after the Delete that clears up behind it.
 func (c *Client) settle(ctx context.Context, op, what string) error {
 	for what != "" {
-		var answered chan struct{}
-		c.mu.Lock()
-		for _, p := range c.pending {
-			if p.makes == what {
-				answered = p.answered
-			}
-		}
-		c.mu.Unlock()
+		answered := c.making(what)
 		if answered == nil {
 			return nil
 		}

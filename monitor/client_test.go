@@ -176,8 +176,10 @@ func TestDeleteWaitsForCreateThatWasGivenUp(t *testing.T) {
 		t.Errorf("Delete = %v, want context.Canceled", err)
 	}
 	go func() { deleted <- c.Delete(t.Context(), DeleteRequest{ID: "a"}) }()
-	works(t, c, p) // others do not wait, and Delete has not been sent
+	cut := p.next(OpSignal) // the container may hang while it is made
+	works(t, c, p)          // others do not wait, and Delete has not been sent
 	_ = p.Write(Frame{ID: late.ID, Op: OpCreate, Error: &WireError{"other", "no"}})
+	p.send(cut.ID, OpSignal, nil)
 	p.send(p.next(OpDelete).ID, OpDelete, nil)
 	if err := <-deleted; err != nil {
 		t.Errorf("Delete = %v, want nil", err)

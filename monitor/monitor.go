@@ -139,7 +139,8 @@ type AttachRequest struct {
 }
 
 // SignalRequest sends a signal to the first process of a container, to an exec,
-// or to all processes. Signalling what has exited does nothing.
+// or to all processes. Signalling what has exited does nothing. SIGKILL to all
+// of a container that is still being made ends the making: its Create fails.
 type SignalRequest struct {
 	ID     string
 	ExecID string // "" means the container's first process

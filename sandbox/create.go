@@ -199,7 +199,7 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 	request := monitor.CreateRequest{
 		ID:            string(c.id),
 		Rootfs:        monitor.Rootfs{Lower: rootfs.Lower, Upper: rootfs.Upper, Work: rootfs.Work, Volatile: true},
-		Images:        volumes.mounts,
+		Images:        volumes.used(built.Spec.Mounts),
 		SystemdCgroup: m.o.SystemdCgroup,
 		LogPath:       c.record().LogPath,
 		TTY:           c.config.TTY, Stdin: c.config.Stdin, StdinOnce: c.config.StdinOnce,

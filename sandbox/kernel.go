@@ -19,6 +19,9 @@ import (
 type Kernel interface {
 	// Share makes what is mounted below dir show in other mount namespaces.
 	Share(dir string) error
+	// MountAt is the mount that path, which holds no links, is on. It does not
+	// touch the path.
+	MountAt(path string) (m sys.MountInfo, ok bool, err error)
 	// Pin makes namespaces. On error nothing is pinned; what a crash has left at
 	// the paths is replaced.
 	Pin(p Pins) error
@@ -68,17 +71,20 @@ func (kernel) Share(dir string) error {
 	if err != nil {
 		return err
 	}
-	best := -1
-	for i, m := range mounts {
-		below := m.Point == "/" || dir == m.Point || strings.HasPrefix(dir, m.Point+"/")
-		if below && (best < 0 || len(m.Point) >= len(mounts[best].Point)) {
-			best = i
-		}
-	}
-	if best >= 0 && mounts[best].Shared != 0 {
+	if m, ok := sys.MountAt(mounts, dir); ok && m.Shared != 0 {
 		return nil
 	}
 	return sys.ShareDir(dir)
+}
+
+// MountAt reads the mount table.
+func (kernel) MountAt(path string) (sys.MountInfo, bool, error) {
+	mounts, err := sys.Mounts()
+	if err != nil {
+		return sys.MountInfo{}, false, err
+	}
+	m, ok := sys.MountAt(mounts, path)
+	return m, ok, nil
 }
 
 // Pin does everything in one call, so that a sandbox costs one thread.

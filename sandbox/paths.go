@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cridproject/crid/internal/errkind"
@@ -85,6 +86,9 @@ func (m *Manager) mountSources(ctx context.Context, mounts []config.Mount) ([]co
 		if err != nil {
 			return nil, fmt.Errorf("config.mounts[%d].host_path: %w", i, err)
 		}
+		if err := checkPropagation(path, mount.Propagation, m.o.Kernel.MountAt); err != nil {
+			return nil, fmt.Errorf("config.mounts[%d].propagation: %w", i, err)
+		}
 		mount.HostPath = config.HostPath(path)
 		found[i] = mount
 	}
@@ -96,17 +100,34 @@ func mountSource(path string, strict bool) (string, error) {
 		return "", errkind.Errorf(errkind.Invalid, "%q is not an absolute path", path)
 	}
 	resolved, err := filepath.EvalSymlinks(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return resolved, err
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", badSource(err)
+	}
+	if err == nil {
+		return resolved, nil
+	}
+	if target, err := os.Readlink(path); err == nil {
+		return "", errkind.Errorf(errkind.Invalid, "%s is a symbolic link to %s, which does not exist", path, target)
 	}
 	if strict {
 		return "", errkind.Errorf(errkind.Invalid, "%s does not exist", path)
 	}
 	// CRI wants an error here, but hostPath volumes without a type rely on it.
 	if err := os.MkdirAll(path, 0o755); err != nil {
-		return "", fmt.Errorf("it does not exist and cannot be made: %w", err)
+		return "", badSource(fmt.Errorf("it does not exist and cannot be made: %w", err))
 	}
 	return filepath.EvalSymlinks(path)
+}
+
+// badSource gives an error about a source its kind: what the request is to blame
+// for, or the state that the file system is in.
+func badSource(err error) error {
+	for _, fault := range []error{syscall.EIO, syscall.ESTALE, syscall.ECONNABORTED, syscall.ENOTCONN, syscall.EHOSTDOWN, syscall.ETIMEDOUT} {
+		if errors.Is(err, fault) {
+			return errkind.Errorf(errkind.Unavailable, "%w; is it a dead network mount?", err)
+		}
+	}
+	return errkind.New(errkind.Invalid, err)
 }
 
 // makeLogFolder makes the folders above a container's log. The name comes from

@@ -3,7 +3,10 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/internal/errkind"
@@ -46,6 +49,13 @@ func (m *Manager) prepareVolumes(ctx context.Context, c *container) (imageVolume
 		})
 	}
 	return v, nil
+}
+
+// used is the mounts that are in the spec: of two at one place only one is.
+func (v imageVolumes) used(mounts []specs.Mount) []monitor.ImageMount {
+	return slices.DeleteFunc(v.mounts, func(m monitor.ImageMount) bool {
+		return !slices.ContainsFunc(mounts, func(in specs.Mount) bool { return in.Source == m.Source })
+	})
 }
 
 // imageKeys are the keys of all that a container may have in the image store. Of

@@ -149,3 +149,16 @@ func unescape(s string) string {
 	}
 	return b.String()
 }
+
+// MountAt is the mount of a table that a path without links is on. Nothing is
+// asked of any file system, so it works for one that does not answer.
+func MountAt(mounts []MountInfo, path string) (at MountInfo, ok bool) {
+	for _, m := range mounts {
+		below := m.Point == "/" || path == m.Point || strings.HasPrefix(path, m.Point+"/")
+		// What covers another comes later.
+		if below && (!ok || len(m.Point) >= len(at.Point)) {
+			at, ok = m, true
+		}
+	}
+	return at, ok
+}

@@ -143,8 +143,9 @@ func (s *Server) launchInit(c *container, r monitor.CreateRequest, spec *specs.S
 			c.io.closeUnstarted()
 		}
 	}()
+	g := s.guardMaking(c.id, spec.Linux.CgroupsPath, r.SystemdCgroup)
 	made, err := s.runtime.create(c.id, spec, r.SystemdCgroup, l)
-	if err != nil {
+	if err = s.finish(c.id, g, err); err != nil {
 		_ = childStatus.Close()
 		// What libcontainer's init could not say in the usual way.
 		if text := readAll(status, 4096); text != "" {

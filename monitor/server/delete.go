@@ -17,11 +17,14 @@ import (
 
 // signal does not take the container's ops: nothing keeps it from being killed.
 func (s *Server) signal(ctx context.Context, r monitor.SignalRequest) (reply, error) {
+	sig := unix.Signal(r.Signal)
 	c, err := s.table.container(r.ID)
 	if err != nil {
+		if sig == unix.SIGKILL && r.All && r.ExecID == "" && s.cancelMaking(r.ID) {
+			return reply{}, nil
+		}
 		return reply{}, err
 	}
-	sig := unix.Signal(r.Signal)
 	if r.Signal <= 0 || r.Signal > 64 {
 		return reply{}, errkind.Errorf(errkind.Invalid, "signal container %s: no signal %d", r.ID, r.Signal)
 	}

@@ -47,6 +47,8 @@ type Options struct {
 	// AttachStall is how long an attached client may read nothing before it is
 	// detached; 0 means 10 s.
 	AttachStall time.Duration
+
+	MakeLimit time.Duration // for the first process of a container to be ready to start; 0 means 2 minutes
 }
 
 // Server runs the containers of a node.
@@ -59,6 +61,7 @@ type Server struct {
 	journal  *journal
 	table    *table
 	ops      keylock.Map[string] // by container or sandbox
+	making   sync.Map            // container → *guard, while libcontainer makes it
 
 	logDropped atomic.Uint64 // bytes
 	execs      atomic.Int64  // that run

@@ -12,6 +12,7 @@ import (
 	"github.com/cridproject/crid/cni"
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/sandbox"
 )
 
@@ -196,6 +197,11 @@ type Kernel struct {
 
 // Share does nothing.
 func (k *Kernel) Share(string) error { return nil }
+
+// MountAt is a shared mount of everything.
+func (k *Kernel) MountAt(string) (sys.MountInfo, bool, error) {
+	return sys.MountInfo{Point: "/", Shared: 1}, true, nil
+}
 
 // Pin remembers the paths.
 func (k *Kernel) Pin(p sandbox.Pins) error {

@@ -114,6 +114,9 @@ func (b *builder) volumes() ([]specs.Mount, error) {
 				b.Spec.Linux.RootfsPropagation = "rslave"
 			}
 		}
+		// Of two at one place the later counts, as with other runtimes: it would
+		// hide the other anyway.
+		all = slices.DeleteFunc(all, func(earlier specs.Mount) bool { return earlier.Destination == out.Destination })
 		all = append(all, out)
 	}
 	return all, nil
