@@ -66,6 +66,7 @@ type CreateRequest struct {
 	Spec          json.RawMessage // OCI runtime spec; root.path is filled in by the monitor
 	SystemdCgroup bool            // linux.cgroupsPath is slice:prefix:name
 	LogPath       string          // absolute; "" means no log
+	LogRate       int64           // bytes a second that go into the log, more is dropped and the log says so; 0 means all
 	TTY           bool
 	Stdin         bool // keep a stdin pipe open; otherwise /dev/null
 	// StdinOnce ends the container's stdin with the first client that is attached
@@ -263,6 +264,7 @@ type DumpReply struct {
 	FDs        int
 	HeapInUse  uint64
 	LogDropped uint64 // log bytes lost because a log file could not be written
+	LogLimited uint64 // log bytes dropped because of CreateRequest.LogRate
 }
 
 // ShutdownRequest ends a monitor that holds nothing. BadState otherwise.

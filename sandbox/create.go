@@ -202,6 +202,7 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 		Images:        volumes.used(built.Spec.Mounts),
 		SystemdCgroup: m.o.SystemdCgroup,
 		LogPath:       c.record().LogPath,
+		LogRate:       m.o.LogRate,
 		TTY:           c.config.TTY, Stdin: c.config.Stdin, StdinOnce: c.config.StdinOnce,
 	}
 	return m.handOver(ctx, c, request, data, func(r *containerRecord) {

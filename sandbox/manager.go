@@ -93,6 +93,10 @@ type Options struct {
 	// source is made, a folder of mode 0755.
 	StrictMounts bool
 
+	// LogRate is how many bytes a second go into a container's log; what is more is
+	// dropped, and the log says how much. 0 means no limit.
+	LogRate int64
+
 	HostPathTimeout time.Duration // for a file system to answer about a mount's source; 0 means 10 s
 	ExecDrain       time.Duration // for output to end after an exec has exited; 0 means 1 s
 	KillTimeout     time.Duration // for a container to exit after SIGKILL; 0 means 10 s

@@ -37,6 +37,8 @@ type Config struct {
 
 	CDISpecDirs []string `toml:"cdi_spec_dirs" comment:"Folders of CDI spec files, in which vendors describe devices. A device in a later folder\nreplaces one of its name in an earlier. They are read when a container wants such a device.\nEmpty: there are none."`
 
+	LogRateLimit int `toml:"log_rate_limit" comment:"Bytes a second that go into a container's log, at least 1024. What it writes above is\ndropped, not held up, and a line in the log says how much. 0: no limit. Holds for\ncontainers that are created from then on."`
+
 	LogVerbosity int `toml:"log_verbosity" comment:"0: start, stop, lost data. 2: each change of state. 4: each external call with its\nduration. 6: payloads, without secrets. At most 10."`
 
 	LogFormat string `toml:"log_format" comment:"\"text\" (klog's) or \"json\" (one object per line). Both go to stderr."`
@@ -260,6 +262,8 @@ func (c *Config) validate() *badKey {
 		return &badKey{"cgroup_parent", fmt.Sprintf("is %q, with the systemd driver it must end in .slice", c.CgroupParent)}
 	case c.CgroupDriver == driverCgroupfs && c.CgroupParent != "" && !filepath.IsAbs(c.CgroupParent):
 		return &badKey{"cgroup_parent", fmt.Sprintf("is %q, with the cgroupfs driver it must begin with /", c.CgroupParent)}
+	case c.LogRateLimit != 0 && c.LogRateLimit < 1024:
+		return &badKey{"log_rate_limit", fmt.Sprintf("is %d, must be 0 or at least 1024 bytes a second", c.LogRateLimit)}
 	case c.LogVerbosity < 0 || c.LogVerbosity > 10:
 		return &badKey{"log_verbosity", fmt.Sprintf("is %d, must be between 0 and 10", c.LogVerbosity)}
 	case c.LogFormat != logText && c.LogFormat != logJSON:

@@ -153,7 +153,7 @@ func (d *daemon) parts(ctx context.Context) error {
 		Root: c.Root, StateDir: c.State, NetNSDir: c.NetNSDir,
 		Network: d.network, Images: d.images, Devices: devices, ConnectMonitor: d.link.connect,
 		CgroupParent: c.CgroupParent, SystemdCgroup: driver == driverSystemd,
-		Host: facts, StrictMounts: c.StrictMounts,
+		Host: facts, StrictMounts: c.StrictMounts, LogRate: int64(c.LogRateLimit),
 	})
 	if err != nil {
 		return err

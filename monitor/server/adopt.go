@@ -89,6 +89,7 @@ func (s *Server) adopt(ctx context.Context, r monitor.AdoptRequest, h *monitor.H
 		// Better without a log than without a parent.
 		klog.FromContext(ctx).Error(err, "Lost log of a container, will try again with what it writes next", "container", r.ID)
 	}
+	log.limit = newLogLimit(r.Create.LogRate, &s.logLimited)
 	s.o.Store.complete(r.ID, h)
 	if c.io, err = adoptStdio(log, &r.Create, h); err != nil {
 		log.close()

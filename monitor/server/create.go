@@ -40,6 +40,7 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 	if err != nil {
 		return reply{}, err
 	}
+	log.limit = newLogLimit(r.LogRate, &s.logLimited)
 	defer func() {
 		if err != nil {
 			log.close()
@@ -103,6 +104,8 @@ func checkCreate(r monitor.CreateRequest, spec *specs.Spec) error {
 		return errkind.Errorf(errkind.Invalid, "OCI spec of container %s: linux and process.args are required", r.ID)
 	case spec.Process.Terminal != r.TTY:
 		return errkind.Errorf(errkind.Invalid, "OCI spec of container %s: process.terminal is %v, but tty is %v", r.ID, spec.Process.Terminal, r.TTY)
+	case r.LogRate < 0:
+		return errkind.Errorf(errkind.Invalid, "log rate %d of container %s is below 0", r.LogRate, r.ID)
 	case r.LogPath != "" && !filepath.IsAbs(r.LogPath):
 		return errkind.Errorf(errkind.Invalid, "log path %q is not absolute", r.LogPath)
 	}

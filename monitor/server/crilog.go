@@ -141,6 +141,7 @@ func record(out, head []byte, tag byte, a, b []byte, flush func([]byte)) (o, res
 type criLog struct {
 	path    string // "" means that there is no log
 	dropped *atomic.Uint64
+	limit   *logLimit // nil without
 
 	mu      sync.Mutex // held across write(2): it keeps batches whole and reopen exact
 	f       *os.File   // +checklocks:mu; nil while it cannot be opened, and after close

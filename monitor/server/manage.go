@@ -88,6 +88,7 @@ func (s *Server) dump(context.Context, monitor.DumpRequest) (reply, error) {
 		FDs:        max(0, len(fds)-1), // one is the folder's own
 		HeapInUse:  m.HeapInuse,
 		LogDropped: s.logDropped.Load(),
+		LogLimited: s.logLimited.Load(),
 	}}, nil
 }
 

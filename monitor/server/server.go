@@ -64,6 +64,7 @@ type Server struct {
 	making   sync.Map            // container → *guard, while libcontainer makes it
 
 	logDropped atomic.Uint64 // bytes
+	logLimited atomic.Uint64 // bytes
 	execs      atomic.Int64  // that run
 
 	stop chan struct{} // closed by a Shutdown that was granted

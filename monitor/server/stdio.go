@@ -45,6 +45,7 @@ type stream struct {
 	// mu is held from a read until what it read is in the log and with the taps.
 	mu     sync.Mutex
 	rec    recorder // +checklocks:mu
+	lost   lost     // +checklocks:mu
 	taps   []*tap   // +checklocks:mu; of clients that are attached
 	ended  bool     // +checklocks:mu; nothing will come any more
 	closed bool     // +checklocks:mu
@@ -125,19 +126,20 @@ func (s *stream) step(ctx context.Context, fd int, b *buffers) (n int, ended boo
 	if s.log.path == "" {
 		return n, false
 	}
-	write := func(p []byte) { s.log.write(ctx, p) }
+	write := func(p []byte) { s.put(ctx, p) }
 	write(s.rec.add(b.out[:0], b.in[:n], time.Now(), write))
 	return n, false
 }
 
-// flush writes what is left of a line. Preconditions: mu is held.
+// flush writes what is left of a line, and what was lost. Preconditions: mu is held.
 func (s *stream) flush(ctx context.Context) {
+	defer s.confess(ctx)
 	if len(s.rec.rest) == 0 {
 		return
 	}
 	b := bufferPool.Get().(*buffers)
 	defer bufferPool.Put(b)
-	write := func(p []byte) { s.log.write(ctx, p) }
+	write := func(p []byte) { s.put(ctx, p) }
 	write(s.rec.end(b.out[:0], time.Now(), write))
 }
 
