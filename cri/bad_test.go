@@ -3,6 +3,8 @@
 package cri
 
 import (
+	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,9 +34,12 @@ func goodContainer() *v1.CreateContainerRequest {
 	return &v1.CreateContainerRequest{PodSandboxId: "p", Config: &v1.ContainerConfig{
 		Metadata: &v1.ContainerMetadata{Name: "c"},
 		Image:    &v1.ImageSpec{Image: "busybox"},
-		Mounts:   []*v1.Mount{{ContainerPath: "/c", HostPath: "/h"}},
-		Devices:  []*v1.Device{{ContainerPath: "/dev/c", HostPath: "/dev/h", Permissions: "r"}},
-		Envs:     []*v1.KeyValue{{Key: "K", Value: []byte("v")}},
+		Mounts: []*v1.Mount{{
+			ContainerPath: "/c", HostPath: "/h",
+			UidMappings: []*v1.IDMapping{{Length: 1}}, GidMappings: []*v1.IDMapping{{Length: 1}},
+		}},
+		Devices: []*v1.Device{{ContainerPath: "/dev/c", HostPath: "/dev/h", Permissions: "r"}},
+		Envs:    []*v1.KeyValue{{Key: "K", Value: []byte("v")}},
 		Linux: &v1.LinuxContainerConfig{
 			Resources: &v1.LinuxContainerResources{HugepageLimits: []*v1.HugepageLimit{{PageSize: "2MB"}}},
 			SecurityContext: &v1.LinuxContainerSecurityContext{
@@ -56,6 +61,12 @@ func TestBadSandbox(t *testing.T) {
 		req = *v1.RunPodSandboxRequest
 		sc  = v1.LinuxSandboxSecurityContext
 	)
+	good := []*v1.IDMapping{{HostId: 1 << 16, Length: 1 << 16}}
+	userns := func(uids, gids []*v1.IDMapping) func(req) {
+		return func(r req) {
+			r.Config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &v1.UserNamespace{Mode: v1.NamespaceMode_POD, Uids: uids, Gids: gids}
+		}
+	}
 	ports := func(p *v1.PortMapping) func(req) {
 		return func(r req) { r.Config.PortMappings = []*v1.PortMapping{p} }
 	}
@@ -104,9 +115,18 @@ func TestBadSandbox(t *testing.T) {
 		{nsField + ".pid", context(func(s *sc) { s.NamespaceOptions.Pid, s.NamespaceOptions.TargetId = v1.NamespaceMode_TARGET, "x" })},
 		{nsField + ".pid", context(func(s *sc) { s.NamespaceOptions.Pid = 9 })},
 		{nsField + ".target_id", context(func(s *sc) { s.NamespaceOptions.TargetId = "x" })},
-		{nsField + ".userns_options.mode", context(func(s *sc) { s.NamespaceOptions.UsernsOptions.Mode = v1.NamespaceMode_POD })},
+		{nsField + ".userns_options.uids", context(func(s *sc) { s.NamespaceOptions.UsernsOptions.Mode = v1.NamespaceMode_POD })},
 		{nsField + ".userns_options.mode", context(func(s *sc) { s.NamespaceOptions.UsernsOptions.Mode = v1.NamespaceMode_CONTAINER })},
+		{nsField + ".userns_options.mode", context(func(s *sc) { s.NamespaceOptions.UsernsOptions.Mode = v1.NamespaceMode_TARGET })},
+		{nsField + ".userns_options.mode", context(func(s *sc) { s.NamespaceOptions.UsernsOptions.Mode = 9 })},
 		{nsField + ".userns_options.uids", context(func(s *sc) { s.NamespaceOptions.UsernsOptions.Uids = []*v1.IDMapping{{Length: 1}} })},
+		{nsField + ".userns_options.uids", userns(nil, good)},
+		{nsField + ".userns_options.gids", userns(good, []*v1.IDMapping{})},
+		{nsField + ".userns_options.uids", userns(append(slices.Clone(good), good...), good)},
+		{nsField + ".userns_options.gids[0].container_id", userns(good, []*v1.IDMapping{{ContainerId: 1, HostId: 1, Length: 1}})},
+		{nsField + ".userns_options.uids[0].length", userns([]*v1.IDMapping{{HostId: 1}}, good)},
+		{nsField + ".userns_options.uids[0].length", userns([]*v1.IDMapping{{HostId: 1 << 31, Length: 1 << 31}}, good)},
+		{nsField + ".userns_options.gids[0].length", userns(good, []*v1.IDMapping{{HostId: math.MaxUint32, Length: math.MaxUint32}})},
 		{nsField + ".userns_options.gids", context(func(s *sc) { s.NamespaceOptions.UsernsOptions.Gids = []*v1.IDMapping{{Length: 1}} })},
 		{scField + ".run_as_user", context(func(s *sc) { s.RunAsUser = &v1.Int64Value{Value: -1} })},
 		{scField + ".run_as_group", context(func(s *sc) { s.RunAsGroup = &v1.Int64Value{Value: 1} })},
@@ -192,8 +212,9 @@ func TestBadContainer(t *testing.T) {
 		{"config.mounts[0].recursive_read_only", mount(func(m *v1.Mount) {
 			m.Readonly, m.RecursiveReadOnly, m.Propagation = true, true, v1.MountPropagation_PROPAGATION_BIDIRECTIONAL
 		})},
-		{"config.mounts[0].uidMappings", mount(func(m *v1.Mount) { m.UidMappings = []*v1.IDMapping{{Length: 1}} })},
-		{"config.mounts[0].gidMappings", mount(func(m *v1.Mount) { m.GidMappings = []*v1.IDMapping{{Length: 1}} })},
+		{"config.mounts[0].gidMappings", mount(func(m *v1.Mount) { m.GidMappings = nil })},
+		{"config.mounts[0].uidMappings", mount(func(m *v1.Mount) { m.UidMappings = nil })},
+		{"config.mounts[0].uidMappings[0].container_id", mount(func(m *v1.Mount) { m.UidMappings[0].ContainerId = 1 })},
 		{"config.devices[0].container_path", device(func(d *v1.Device) { d.ContainerPath = "dev/c" })},
 		{"config.devices[0].host_path", device(func(d *v1.Device) { d.HostPath = "" })},
 		{"config.devices[0].permissions", device(func(d *v1.Device) { d.Permissions = "" })},
@@ -239,7 +260,7 @@ func TestBadContainer(t *testing.T) {
 		{nsField + ".ipc", context(func(s *sc) { s.NamespaceOptions.Ipc = v1.NamespaceMode_TARGET })},
 		{nsField + ".pid", context(func(s *sc) { s.NamespaceOptions.Pid = 4 })},
 		{nsField + ".target_id", context(func(s *sc) { s.NamespaceOptions.Pid = v1.NamespaceMode_TARGET })},
-		{nsField + ".userns_options.mode", context(func(s *sc) { s.NamespaceOptions.UsernsOptions.Mode = v1.NamespaceMode_POD })},
+		{nsField + ".userns_options.uids", context(func(s *sc) { s.NamespaceOptions.UsernsOptions.Mode = v1.NamespaceMode_POD })},
 	} {
 		t.Run(test.field, func(t *testing.T) {
 			r := goodContainer()

@@ -35,12 +35,6 @@ func (d *decoder) mount(field string, m *v1.Mount) config.Mount {
 	if m.GetRecursiveReadOnly() {
 		d.recursiveReadonly(field, m)
 	}
-	if len(m.GetUidMappings()) > 0 {
-		d.reject(field+".uidMappings", "crid has no ID-mapped mounts yet")
-	}
-	if len(m.GetGidMappings()) > 0 {
-		d.reject(field+".gidMappings", "crid has no ID-mapped mounts yet")
-	}
 	return config.Mount{
 		Image:             d.imageVolume(field, m),
 		ImageSubPath:      m.GetImageSubPath(),
@@ -51,6 +45,7 @@ func (d *decoder) mount(field string, m *v1.Mount) config.Mount {
 		Propagation:       enum(d, field+".propagation", m.GetPropagation(), propagations),
 		Options:           m.GetMountOptions(),
 		SELinuxRelabel:    m.GetSelinuxRelabel(),
+		IDMap:             d.mountIDMap(field, m),
 	}
 }
 

@@ -119,29 +119,8 @@ func (d *decoder) namespaces(field string, o *v1.NamespaceOption) config.Namespa
 	case n.Target != "":
 		d.reject(field+".target_id", "must be empty unless pid is TARGET")
 	}
-	d.userNamespace(field+".userns_options", o.GetUsernsOptions())
+	n.User, n.UserMap = d.userNamespace(field+".userns_options", o.GetUsernsOptions())
 	return n
-}
-
-// userNamespace lets NODE through, which is what kubelet sends for a pod
-// without a user namespace.
-func (d *decoder) userNamespace(field string, u *v1.UserNamespace) {
-	if u == nil {
-		return
-	}
-	switch u.GetMode() {
-	case v1.NamespaceMode_NODE:
-		if len(u.GetUids()) > 0 {
-			d.reject(field+".uids", "must be empty when mode is NODE")
-		}
-		if len(u.GetGids()) > 0 {
-			d.reject(field+".gids", "must be empty when mode is NODE")
-		}
-	case v1.NamespaceMode_POD:
-		d.reject(field+".mode", "POD: crid has no user namespaces for pods yet (hostUsers: false)")
-	default:
-		d.reject(field+".mode", "unknown or unsuitable value %d", int32(u.GetMode()))
-	}
 }
 
 // selinux options have no effect on a node without SELinux, as with other

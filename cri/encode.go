@@ -70,15 +70,14 @@ func networkStatus(st *sandbox.SandboxStatus) *v1.PodSandboxNetworkStatus {
 // ipText writes an IPv4 address as such, also when it comes in 16 bytes.
 func ipText(ip netip.Addr) string { return ip.Unmap().String() }
 
-// encodeNamespaces echoes the request. The user namespace is the node's; saying
-// so matters, because an absent message reads as POD.
+// encodeNamespaces echoes the request.
 func encodeNamespaces(n config.Namespaces) *v1.NamespaceOption {
 	return &v1.NamespaceOption{
 		Network:       keyOf(networkModes, n.Network),
 		Pid:           keyOf(pidModes, n.PID),
 		Ipc:           keyOf(ipcModes, n.IPC),
 		TargetId:      string(n.Target),
-		UsernsOptions: &v1.UserNamespace{Mode: v1.NamespaceMode_NODE},
+		UsernsOptions: encodeUserNamespace(n),
 	}
 }
 
@@ -188,7 +187,7 @@ func sameTag(tag, written string) bool {
 func encodeMounts(st *sandbox.ContainerStatus) []*v1.Mount {
 	var out []*v1.Mount
 	for i, m := range st.Config.Mounts {
-		out = append(out, &v1.Mount{
+		o := &v1.Mount{
 			Image:             encodeVolume(m.Image, st.Volumes[i]),
 			ImageSubPath:      m.ImageSubPath,
 			ContainerPath:     m.ContainerPath,
@@ -198,7 +197,11 @@ func encodeMounts(st *sandbox.ContainerStatus) []*v1.Mount {
 			Propagation:       keyOf(propagations, m.Propagation),
 			RecursiveReadOnly: m.RecursiveReadonly,
 			MountOptions:      m.Options,
-		})
+		}
+		if m.IDMap != nil {
+			o.UidMappings, o.GidMappings = encodeIDMapping(m.IDMap.UIDs), encodeIDMapping(m.IDMap.GIDs)
+		}
+		out = append(out, o)
 	}
 	return out
 }

@@ -64,6 +64,14 @@ func TestEncodeSandbox(t *testing.T) {
 			o := w.Linux.Namespaces.Options
 			o.Network, o.Pid, o.Ipc = v1.NamespaceMode_NODE, v1.NamespaceMode_NODE, v1.NamespaceMode_NODE
 		}},
+		{"a user namespace", func(s *sandbox.SandboxStatus) {
+			s.Config.Namespaces.User = config.NamespacePod
+			s.Config.Namespaces.UserMap = &config.IDMaps{UIDs: config.IDMapping{HostID: 5, Length: 6}, GIDs: config.IDMapping{HostID: 7, Length: 8}}
+		}, func(w *v1.PodSandboxStatus) {
+			w.Linux.Namespaces.Options.UsernsOptions = &v1.UserNamespace{
+				Mode: v1.NamespaceMode_POD, Uids: []*v1.IDMapping{{HostId: 5, Length: 6}}, Gids: []*v1.IDMapping{{HostId: 7, Length: 8}},
+			}
+		}},
 		{"a state that is not told", func(s *sandbox.SandboxStatus) { s.State = "halfway" }, func(w *v1.PodSandboxStatus) {
 			w.State = v1.PodSandboxState_SANDBOX_NOTREADY
 		}},

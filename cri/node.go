@@ -11,6 +11,7 @@ import (
 type Node struct {
 	SELinux           bool // enabled, enforcing or not
 	RecursiveReadOnly bool // the kernel has mount_setattr, Linux 5.12
+	UserNamespaces    bool // pods can have user namespaces of their own
 }
 
 // DetectNode looks at the machine that this process runs on.

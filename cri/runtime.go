@@ -50,12 +50,12 @@ func (s *Server) Status(ctx context.Context, r *v1.StatusRequest) (*v1.StatusRes
 			Name: "", // the default, and the only one
 			Features: &v1.RuntimeHandlerFeatures{
 				RecursiveReadOnlyMounts: s.node.RecursiveReadOnly,
-				UserNamespaces:          false,
+				UserNamespaces:          s.node.UserNamespaces,
 			},
 		}},
 		Features: &v1.RuntimeFeatures{
 			SupplementalGroupsPolicy:  true,
-			UserNamespacesHostNetwork: false,
+			UserNamespacesHostNetwork: s.node.UserNamespaces,
 			MountOptions:              true,
 		},
 	}

@@ -42,6 +42,10 @@ type Rootfs struct {
 	Upper    string   // writable layer; "" makes the mount read-only
 	Work     string   // overlay's work folder, on the file system of Upper
 	Volatile bool     // no sync of the upper layer at unmount
+	// UserNS, if set, is the path of a user namespace through which owners in the
+	// layers are seen. What is in Upper is owned by what they are on the node; Upper
+	// itself gets its owner with the mount.
+	UserNS string
 }
 
 // ImageMount is an image that the monitor mounts read-only for one container,
@@ -199,6 +203,7 @@ type HoldRequest struct {
 	ID            string // of the sandbox
 	CgroupsPath   string // the holder's own cgroup, as in an OCI spec
 	SystemdCgroup bool
+	UserNS        string // path of the user namespace that is to own the PID namespace; "" means the monitor's
 }
 
 // HoldReply carries the holder's pidfd.

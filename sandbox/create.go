@@ -198,7 +198,7 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 	}
 	request := monitor.CreateRequest{
 		ID:            string(c.id),
-		Rootfs:        monitor.Rootfs{Lower: rootfs.Lower, Upper: rootfs.Upper, Work: rootfs.Work, Volatile: true},
+		Rootfs:        monitor.Rootfs{Lower: rootfs.Lower, Upper: rootfs.Upper, Work: rootfs.Work, Volatile: true, UserNS: in.NS.User},
 		Images:        volumes.used(built.Spec.Mounts),
 		SystemdCgroup: m.o.SystemdCgroup,
 		LogPath:       c.record().LogPath,
@@ -279,6 +279,9 @@ func (m *Manager) specInput(c *container, img image.Image) spec.Input {
 		in.Files.Shm = "/dev/shm"
 	} else {
 		in.NS.IPC = m.sandboxFile(s.id, fileIPC)
+	}
+	if s.config.Namespaces.UserMap != nil {
+		in.NS.User = m.sandboxFile(s.id, fileUser)
 	}
 	return in
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/sys"
+	"github.com/cridproject/crid/sandbox/config"
 )
 
 // Kernel is what the manager asks of the kernel. It is an interface so that its
@@ -29,8 +30,8 @@ type Kernel interface {
 	Unpin(path string) error
 	// Pinned reports whether there is a namespace at path.
 	Pinned(path string) bool
-	// MountShm mounts a /dev/shm at path, which must be a folder.
-	MountShm(path string) error
+	// MountShm mounts a /dev/shm, which belongs to uid and gid, at path, which must be a folder.
+	MountShm(path string, uid, gid uint32) error
 	// Unmount is idempotent.
 	Unmount(path string) error
 	// BootID is different after each boot.
@@ -46,8 +47,11 @@ type Kernel interface {
 // each is pinned; "" means the node's.
 type Pins struct {
 	Net, IPC, UTS string
-	Hostname      string // of UTS
-	Sysctls       map[string]string
+	// User, if set, is the user namespace that owns the others, and UserMap its IDs.
+	User     string
+	UserMap  *config.IDMaps
+	Hostname string // of UTS
+	Sysctls  map[string]string
 	// Defaults are sysctls as well; one that the kernel does not have is left out.
 	Defaults map[string]string
 }
@@ -89,17 +93,21 @@ func (kernel) MountAt(path string) (sys.MountInfo, bool, error) {
 
 // Pin does everything in one call, so that a sandbox costs one thread.
 func (kernel) Pin(p Pins) error {
-	for _, path := range []string{p.IPC, p.UTS} {
+	for _, path := range []string{p.IPC, p.UTS, p.User} {
 		if path != "" {
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 				return fmt.Errorf("make folder of namespaces: %w", err)
 			}
 		}
 	}
-	return sys.PinNamespaces(sys.NSRequest{
+	req := sys.NSRequest{
 		Net: p.Net, IPC: p.IPC, UTS: p.UTS, Hostname: p.Hostname,
 		Setup: func() error { return setUp(&p) },
-	})
+	}
+	if p.User != "" {
+		req.User = sys.UserNS{Path: p.User, UIDs: sysMapping(p.UserMap.UIDs), GIDs: sysMapping(p.UserMap.GIDs)}
+	}
+	return sys.PinNamespaces(req)
 }
 
 // setUp runs inside the new namespaces.
@@ -110,12 +118,12 @@ func setUp(p *Pins) error {
 		}
 	}
 	for _, name := range sortedKeys(p.Defaults) {
-		if err := sys.SetSysctl(name, p.Defaults[name]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := setSysctl(p, name, p.Defaults[name]); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	for _, name := range sortedKeys(p.Sysctls) {
-		err := sys.SetSysctl(name, p.Sysctls[name])
+		err := setSysctl(p, name, p.Sysctls[name])
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return errkind.Errorf(errkind.Invalid, "config.linux.sysctls[%q]: this kernel does not have it", name)
@@ -144,8 +152,8 @@ func (kernel) Pinned(path string) bool {
 	return err == nil && mounted
 }
 
-func (kernel) MountShm(path string) error {
-	return sys.MountTmpfs(path, sys.TmpfsOptions{Size: shmSize, Flags: sys.NoSuid | sys.NoDev | sys.NoExec})
+func (kernel) MountShm(path string, uid, gid uint32) error {
+	return sys.MountTmpfs(path, sys.TmpfsOptions{Size: shmSize, UID: uid, GID: gid, Flags: sys.NoSuid | sys.NoDev | sys.NoExec})
 }
 
 func (kernel) Unmount(path string) error { return sys.Unmount(path, sys.Detach) }

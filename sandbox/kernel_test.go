@@ -61,7 +61,7 @@ func TestPinReal(t *testing.T) {
 	if err := os.Mkdir(shm, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.MountShm(shm); err != nil {
+	if err := k.MountShm(shm, 0, 0); err != nil {
 		t.Fatal(err)
 	}
 	var st syscall.Statfs_t

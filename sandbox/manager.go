@@ -89,6 +89,9 @@ type Options struct {
 	SystemdCgroup bool   // the cgroup driver is systemd, else cgroupfs
 	Host          spec.Host
 
+	// NoUserNS is why pods cannot have user namespaces on this node; nil means that they can.
+	NoUserNS error
+
 	// StrictMounts refuses a mount whose source is missing; without it the
 	// source is made, a folder of mode 0755.
 	StrictMounts bool

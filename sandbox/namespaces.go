@@ -25,6 +25,9 @@ func (m *Manager) checkSandbox(w *config.Sandbox) error {
 	case m.o.SystemdCgroup && w.CgroupParent != "" && !strings.HasSuffix(w.CgroupParent, ".slice"):
 		return errkind.Errorf(errkind.Invalid, "config.linux.cgroup_parent: %q is not a slice, and the cgroup driver is systemd", w.CgroupParent)
 	}
+	if err := m.checkUserNS(w); err != nil {
+		return err
+	}
 	for _, name := range sortedKeys(w.Sysctls) {
 		if err := checkSysctl(name, w); err != nil {
 			return err
@@ -69,7 +72,7 @@ func checkSysctl(name string, w *config.Sandbox) error {
 // own: without capabilities a program can listen on low ports, and ping.
 var defaultSysctls = map[string]string{
 	"net.ipv4.ip_unprivileged_port_start": "0",
-	"net.ipv4.ping_group_range":           "0 2147483647",
+	pingGroupRange:                        "0 2147483647",
 }
 
 // makeNamespaces pins the namespaces that the sandbox does not share with the node.
@@ -83,6 +86,9 @@ func (m *Manager) makeNamespaces(s *sandbox) error {
 	}
 	if w.Namespaces.IPC != config.NamespaceNode {
 		p.IPC = m.sandboxFile(s.id, fileIPC)
+	}
+	if p.UserMap = w.Namespaces.UserMap; p.UserMap != nil {
+		p.User = m.sandboxFile(s.id, fileUser)
 	}
 	if p.Net == "" && p.IPC == "" {
 		return nil
@@ -106,6 +112,7 @@ func (m *Manager) makeFiles(ctx context.Context, s *sandbox) error {
 	if err := os.MkdirAll(m.sandboxDir(s.id), 0o711); err != nil {
 		return fmt.Errorf("make the sandbox's folder: %w", err)
 	}
+	uid, gid := root(w)
 	hosts, err := m.etc(fileHosts)
 	if err != nil {
 		return err
@@ -123,6 +130,12 @@ func (m *Manager) makeFiles(ctx context.Context, s *sandbox) error {
 		if err := atomicfile.Write(m.sandboxFile(s.id, name), data, 0o644, atomicfile.NoSync); err != nil {
 			return fmt.Errorf("make the sandbox's %s: %w", name, err)
 		}
+		if uid == 0 && gid == 0 {
+			continue
+		}
+		if err := os.Lchown(m.sandboxFile(s.id, name), int(uid), int(gid)); err != nil {
+			return fmt.Errorf("make the sandbox's %s: %w", name, err)
+		}
 	}
 	if err := m.step("sandbox.run.files"); err != nil {
 		return err
@@ -132,7 +145,7 @@ func (m *Manager) makeFiles(ctx context.Context, s *sandbox) error {
 		if err := os.MkdirAll(shm, 0o755); err != nil {
 			return fmt.Errorf("make the sandbox's /dev/shm: %w", err)
 		}
-		if err := m.o.Kernel.MountShm(shm); err != nil {
+		if err := m.o.Kernel.MountShm(shm, uid, gid); err != nil {
 			return err
 		}
 		if err := m.step("sandbox.run.shm"); err != nil {
@@ -184,7 +197,7 @@ func (m *Manager) removeParts(s *sandbox) error {
 		return err
 	}
 	var errs []error
-	for _, name := range []string{fileIPC, fileUTS} {
+	for _, name := range []string{fileIPC, fileUTS, fileUser} {
 		errs = append(errs, m.o.Kernel.Unpin(m.sandboxFile(s.id, name)))
 	}
 	errs = append(errs,

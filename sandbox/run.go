@@ -151,20 +151,31 @@ func (m *Manager) expose(ctx context.Context, s *sandbox) {
 }
 
 // bringUp makes the parts of a sandbox. The parts do not need each other, but
-// the network its namespace, so they are made side by side.
+// the network its namespace and a PID namespace the user namespace, so they are made side by side.
 func (m *Manager) bringUp(ctx context.Context, s *sandbox) error {
 	if err := m.saveSandbox(s, "sandbox.run.record", func(*sandboxRecord) error { return nil }); err != nil {
 		return err
 	}
+	pinned := make(chan struct{})
 	err := parallel(ctx,
 		func(ctx context.Context) error { return m.makeFiles(ctx, s) },
 		func(ctx context.Context) error {
 			if err := m.makeNamespaces(s); err != nil {
 				return err
 			}
+			close(pinned)
 			return m.attach(ctx, s)
 		},
-		func(ctx context.Context) error { return m.holdPIDs(ctx, s) },
+		func(ctx context.Context) error {
+			if s.config.Namespaces.UserMap != nil { // which owns the PID namespace
+				select {
+				case <-pinned:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			}
+			return m.holdPIDs(ctx, s)
+		},
 	)
 	if err != nil {
 		return err
@@ -258,9 +269,11 @@ func (m *Manager) holdPIDs(ctx context.Context, s *sandbox) error {
 	if err != nil {
 		return err
 	}
-	reply, pidfd, err := mon.Hold(ctx, monitor.HoldRequest{
-		ID: string(s.id), CgroupsPath: holder.CgroupsPath, SystemdCgroup: m.o.SystemdCgroup,
-	})
+	r := monitor.HoldRequest{ID: string(s.id), CgroupsPath: holder.CgroupsPath, SystemdCgroup: m.o.SystemdCgroup}
+	if s.config.Namespaces.UserMap != nil {
+		r.UserNS = m.sandboxFile(s.id, fileUser)
+	}
+	reply, pidfd, err := mon.Hold(ctx, r)
 	if err != nil {
 		return fmt.Errorf("make PID namespace: %w", err)
 	}

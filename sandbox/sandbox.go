@@ -316,6 +316,7 @@ const (
 	fileShm        = "shm"
 	fileIPC        = "ns/ipc"
 	fileUTS        = "ns/uts"
+	fileUser       = "ns/user"
 )
 
 // cgroupsPath is the cgroup of a container or holder, as in an OCI spec.

@@ -145,6 +145,12 @@ func (d *daemon) parts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	noUserNS := sandbox.ProbeUserNS(filepath.Join(c.Root, "layers"), filepath.Join(c.Root, "rootfs"), c.State)
+	if noUserNS != nil {
+		klog.FromContext(ctx).Info("Pods cannot have user namespaces on this node", "reason", noUserNS)
+	}
+	node := cri.DetectNode()
+	node.UserNamespaces = noUserNS == nil
 	d.link.options = spawnOptions(c)
 	devices := cdi.New(c.CDISpecDirs)
 	log := klog.FromContext(ctx)
@@ -153,7 +159,7 @@ func (d *daemon) parts(ctx context.Context) error {
 		Root: c.Root, StateDir: c.State, NetNSDir: c.NetNSDir,
 		Network: d.network, Images: d.images, Devices: devices, ConnectMonitor: d.link.connect,
 		CgroupParent: c.CgroupParent, SystemdCgroup: driver == driverSystemd,
-		Host: facts, StrictMounts: c.StrictMounts, LogRate: int64(c.LogRateLimit),
+		Host: facts, StrictMounts: c.StrictMounts, LogRate: int64(c.LogRateLimit), NoUserNS: noUserNS,
 	})
 	if err != nil {
 		return err
@@ -162,7 +168,7 @@ func (d *daemon) parts(ctx context.Context) error {
 	server, err := cri.New(cri.Options{
 		Sandboxes: d.manager, Images: d.images,
 		NetworkStatus: d.network.Status, RuntimeStatus: d.link.status,
-		CgroupDriver: driver, Version: version(),
+		CgroupDriver: driver, Version: version(), Node: &node,
 		Config: verboseConfig{c, c.State, c.Root}, MonitorDump: d.link.dump,
 		Devices: func(ctx context.Context) any { return devices.Status(klog.FromContext(ctx)) },
 	})

@@ -193,7 +193,7 @@ var dangers = []struct {
 	imp   string   // and what is below
 	files []string // that may import it
 }{
-	{"github.com/opencontainers/runc/libcontainer", []string{"monitor/server/runtime.go", "cmd/crid-monitor/main.go"}},
+	{"github.com/opencontainers/runc/libcontainer", []string{"monitor/server/runtime.go", "monitor/server/convert.go", "cmd/crid-monitor/main.go"}},
 	// errors.go chooses codes; the interceptor reads them to choose a log level, the
 	// client to print the text.
 	{"google.golang.org/grpc/status", []string{"cri/errors.go", "cmd/crid/pods.go"}},

@@ -31,6 +31,8 @@ const Detach UnmountFlags = unix.MNT_DETACH
 type TmpfsOptions struct {
 	Size  int64       // bytes; 0 means half of the machine's memory
 	Mode  os.FileMode // of its root, sticky bit included; 0 means 01777
+	UID   uint32      // owner of its root
+	GID   uint32
 	Flags MountFlags
 }
 
@@ -46,6 +48,9 @@ func MountTmpfs(path string, o TmpfsOptions) error {
 	data := fmt.Sprintf("mode=%o", mode)
 	if o.Size > 0 {
 		data += fmt.Sprintf(",size=%d", o.Size)
+	}
+	if o.UID != 0 || o.GID != 0 {
+		data += fmt.Sprintf(",uid=%d,gid=%d", o.UID, o.GID)
 	}
 	if err := unix.Mount("tmpfs", path, "tmpfs", uintptr(o.Flags), data); err != nil {
 		return &fs.PathError{Op: "mount tmpfs", Path: path, Err: err}

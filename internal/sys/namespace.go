@@ -15,6 +15,9 @@ type NSRequest struct {
 	Net string // path to pin a new network namespace at; "" makes none
 	IPC string // likewise IPC
 	UTS string // likewise UTS
+	// User, if it has a path, is a new user namespace that owns the others. Setup
+	// runs in the others, as this process's user.
+	User UserNS
 
 	Hostname string       // of the new UTS namespace; "" keeps the node's
 	Setup    func() error // runs inside the new namespaces before they are pinned; nil does nothing
@@ -55,14 +58,28 @@ func pinNamespaces(req NSRequest) error {
 		{"net", req.Net, unix.CLONE_NEWNET},
 		{"ipc", req.IPC, unix.CLONE_NEWIPC},
 		{"uts", req.UTS, unix.CLONE_NEWUTS},
+		{"user", req.User.Path, 0},
 	}
 	for _, p := range pins {
 		if p.path != "" {
 			flags |= p.flag
 		}
 	}
-	if err := unix.Unshare(flags); err != nil {
-		return fmt.Errorf("make namespaces: %w", err)
+	ns := func(kind string) string { return "/proc/thread-self/ns/" + kind }
+	if req.User.Path == "" {
+		if err := unix.Unshare(flags); err != nil {
+			return fmt.Errorf("make namespaces: %w", err)
+		}
+	} else {
+		m, err := startMember(uintptr(flags), req.User)
+		if err != nil {
+			return err
+		}
+		defer m.end()
+		if err := m.enter(flags); err != nil {
+			return err
+		}
+		ns = m.ns
 	}
 	if req.Hostname != "" {
 		if err := unix.Sethostname([]byte(req.Hostname)); err != nil {
@@ -78,7 +95,7 @@ func pinNamespaces(req NSRequest) error {
 		if p.path == "" {
 			continue
 		}
-		err := pin("/proc/thread-self/ns/"+p.kind, p.path)
+		err := pin(ns(p.kind), p.path)
 		if err == nil {
 			continue
 		}

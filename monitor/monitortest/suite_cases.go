@@ -374,7 +374,7 @@ func (s *suite) errorsKeepKinds() {
 func (s *suite) holdAndRelease() {
 	c := s.connect()
 	r := s.env.Hold(s.t, s.id("s"))
-	release := monitor.ReleaseRequest(r)
+	release := monitor.ReleaseRequest{ID: r.ID, CgroupsPath: r.CgroupsPath, SystemdCgroup: r.SystemdCgroup}
 	s.t.Cleanup(func() { _ = c.Release(context.Background(), release) })
 	var pids [2]int
 	for i := range pids {

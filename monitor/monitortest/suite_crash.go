@@ -33,7 +33,7 @@ func (s *suite) crashAndAdopt() {
 	defer pidfd.Close()
 
 	c = s.crash(c)
-	release := monitor.ReleaseRequest(hr)
+	release := monitor.ReleaseRequest{ID: hr.ID, CgroupsPath: hr.CgroupsPath, SystemdCgroup: hr.SystemdCgroup}
 	defer func() { s.must("Release", c.Release(s.ctx, release)) }()
 	if got := s.list(c); len(got) != 0 {
 		s.t.Errorf("List of a new monitor = %v, want none", got)

@@ -62,7 +62,7 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 		}
 	}()
 	if len(r.Images) > 0 {
-		if err := s.mountImages(r.ID, r.Images, &spec); err != nil {
+		if err := s.mountImages(r.ID, r.Images, r.Rootfs.UserNS, &spec); err != nil {
 			return reply{}, err
 		}
 		defer func() {

@@ -64,23 +64,31 @@ func (s *Server) startHolder(ctx context.Context, r monitor.HoldRequest) (_ *hol
 	defer s.reaper.begin()()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{"crid-pid1"}
-	cmd.Env = []string{pid1Env}
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{childStatus, childGo}
+	cmd.Env = []string{pid1Env}
 	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Setsid: true}
+	var user *userInit // where cmd is not the init itself
+	if r.UserNS != "" {
+		if user, err = inUserNS(cmd, r.UserNS); err != nil {
+			return nil, err
+		}
+		defer user.close()
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
 	s.reaper.add(cmd.Process.Pid)
 	h := &holder{id: r.ID, pid: cmd.Process.Pid, cgroup: cg, done: make(chan struct{})}
+	wait := func() error { return s.reaper.waitHolder(cmd) }
 	defer func() {
 		if err != nil {
-			_ = cmd.Process.Kill()
-			_ = s.reaper.waitHolder(cmd)
+			_ = unix.Kill(h.pid, unix.SIGKILL)
+			_ = wait()
 			if h.pidfd != nil {
 				_ = h.pidfd.Close()
 			}
-			err = errors.Join(err, cg.remove(context.WithoutCancel(ctx)))
+			err = errors.Join(err, cg.discard(context.WithoutCancel(ctx)))
 		}
 	}()
 	if err := cg.m.Apply(h.pid); err != nil {
@@ -93,27 +101,37 @@ func (s *Server) startHolder(ctx context.Context, r monitor.HoldRequest) (_ *hol
 	if text := readAll(status, 4096); text != "" {
 		return nil, errors.New(text)
 	}
+	if user != nil {
+		pid, err := user.pid()
+		if err != nil {
+			return nil, err
+		}
+		_ = wait()
+		h.pid = pid
+		s.reaper.add(pid)
+		wait = func() error { _, err := s.reaper.wait(h.pid); return err }
+	}
 	// Without the right to it, it is as likely to be killed as the monitor.
 	_ = os.WriteFile("/proc/"+strconv.Itoa(h.pid)+"/oom_score_adj", []byte(strconv.Itoa(holderOOMScoreAdj)), 0)
 	if h.pidfd, err = sys.PidfdOpen(h.pid); err != nil {
 		return nil, err
 	}
 	s.table.putHolder(h)
-	go s.watchHolder(context.WithoutCancel(ctx), h, cmd)
+	go s.watchHolder(context.WithoutCancel(ctx), h, wait)
 	klog.FromContext(ctx).V(2).Info("Started holder", "sandbox", h.id, "pid", h.pid)
 	return h, nil
 }
 
-// watchHolder waits for the end of a holder. cmd is nil for an adopted one.
-func (s *Server) watchHolder(ctx context.Context, h *holder, cmd *exec.Cmd) {
+// watchHolder waits for the end of a holder. wait is nil for an adopted one.
+func (s *Server) watchHolder(ctx context.Context, h *holder, wait func() error) {
 	defer close(h.done)
 	log := klog.LoggerWithValues(klog.FromContext(ctx), "sandbox", h.id, "pid", h.pid)
 	if err := untilExit(h.pidfd); err != nil {
 		log.Error(err, "Lost track of a holder")
 		return
 	}
-	if cmd != nil {
-		_ = s.reaper.waitHolder(cmd)
+	if wait != nil {
+		_ = wait()
 	}
 	s.table.dropHolder(h)
 	log.V(2).Info("Holder ended")

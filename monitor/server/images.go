@@ -22,8 +22,8 @@ const imageSign = "@"
 // mountImages mounts the images that a container is to get and puts paths in the
 // place of their sources in the spec. The container binds them when it is made,
 // and needs them here no longer: unmountImages then takes them away. On error
-// nothing is left mounted.
-func (s *Server) mountImages(id string, images []monitor.ImageMount, spec *specs.Spec) (err error) {
+// nothing is left mounted. userns is as in monitor.Rootfs.
+func (s *Server) mountImages(id string, images []monitor.ImageMount, userns string, spec *specs.Spec) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("%s: %w", monitor.ImageVolumeFailed, err), s.unmountImages(id))
@@ -31,7 +31,7 @@ func (s *Server) mountImages(id string, images []monitor.ImageMount, spec *specs
 	}()
 	for i, img := range images {
 		dir := s.rootfs(id) + imageSign + strconv.Itoa(i)
-		if err := mountRootfs(dir, monitor.Rootfs{Lower: img.Lower}, spec.Linux.MountLabel); err != nil {
+		if err := mountRootfs(dir, monitor.Rootfs{Lower: img.Lower, UserNS: userns}, spec.Linux.MountLabel); err != nil {
 			return fmt.Errorf("%s: %w", img.Name, err)
 		}
 		path, err := inImage(dir, img.SubPath)

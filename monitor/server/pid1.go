@@ -13,6 +13,8 @@ package server
 /*
 #define _GNU_SOURCE
 #include <errno.h>
+#include <grp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +32,9 @@ package server
 #define CRID_STATUS 3
 // The descriptor from which the order to go on comes.
 #define CRID_GO 4
+// With a user namespace: its descriptor, and the one for the init's number.
+#define CRID_USER 5
+#define CRID_NUMBER 6
 
 static void crid_fail(const char *what)
 {
@@ -37,16 +42,9 @@ static void crid_fail(const char *what)
 	_exit(1);
 }
 
-__attribute__((constructor)) static void crid_pid1(void)
+// crid_init is the init, in namespaces that have been made.
+static int crid_init(void *unused)
 {
-	char go;
-
-	if (getenv("_CRID_PID1") == NULL)
-		return;
-	// It comes when this process is in its cgroup, by which it can be found. A
-	// monitor that dies before has told nobody of it.
-	if (read(CRID_GO, &go, 1) != 1)
-		_exit(1);
 	prctl(PR_SET_NAME, "crid-pid1");
 	signal(SIGCHLD, SIG_IGN);
 	// An empty root in a mount namespace of its own.
@@ -68,9 +66,51 @@ __attribute__((constructor)) static void crid_pid1(void)
 			close(fd);
 	for (;;)
 		pause();
+	return 0;
+}
+
+// crid_user starts the init in a PID namespace that belongs to a user namespace,
+// which only a process that is in there can make. The init is a sister of this
+// process and not its child: its parent is the monitor.
+static void crid_user(void)
+{
+	static char stack[16384] __attribute__((aligned(16)));
+	int pid;
+
+	if (setns(CRID_USER, CLONE_NEWUSER) < 0)
+		crid_fail("enter user namespace");
+	if (setgroups(0, NULL) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
+		crid_fail("become root of the user namespace");
+	if (unshare(CLONE_NEWPID | CLONE_NEWNS) < 0)
+		crid_fail("make PID namespace");
+	pid = clone(crid_init, stack + sizeof stack, CLONE_PARENT | SIGCHLD, NULL);
+	if (pid < 0)
+		crid_fail("start init");
+	dprintf(CRID_NUMBER, "%d", pid);
+	_exit(0);
+}
+
+__attribute__((constructor)) static void crid_pid1(void)
+{
+	const char *mode = getenv("_CRID_PID1");
+	char go;
+
+	if (mode == NULL)
+		return;
+	// It comes when this process is in its cgroup, by which it can be found. A
+	// monitor that dies before has told nobody of it.
+	if (read(CRID_GO, &go, 1) != 1)
+		_exit(1);
+	if (strcmp(mode, "user") == 0)
+		crid_user();
+	crid_init(NULL);
 }
 */
 import "C"
 
-// pid1Env makes a start of this program the init of a PID namespace.
-const pid1Env = "_CRID_PID1=1"
+// pid1Env makes a start of this program the init of a PID namespace; or, with
+// pid1UserEnv, the one that starts it in a user namespace and ends.
+const (
+	pid1Env     = "_CRID_PID1=1"
+	pid1UserEnv = "_CRID_PID1=user"
+)

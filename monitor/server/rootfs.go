@@ -31,6 +31,9 @@ func mountRootfs(dir string, r monitor.Rootfs, label string) (err error) {
 			_ = os.Remove(dir)
 		}
 	}()
+	if r.UserNS != "" {
+		return mountIDMapped(dir, r, label)
+	}
 	if r.Upper == "" && len(r.Lower) == 1 {
 		return bindReadOnly(r.Lower[0], dir) // overlay without an upper layer needs two
 	}
@@ -78,6 +81,23 @@ const fsconfigMax = 255
 // mountByFsopen gives overlayfs its layers one by one (Linux 6.5), so that their
 // number is limited by overlayfs alone (500) and not by the length of a string.
 func mountByFsopen(dir string, r monitor.Rootfs, label string) error {
+	mfd, err := overlay(r, label)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mfd)
+	return attachMount(mfd, dir)
+}
+
+func attachMount(mfd int, dir string) error {
+	if err := unix.MoveMount(mfd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount rootfs at %s: %w", dir, err)
+	}
+	return nil
+}
+
+// overlay is the descriptor of an overlayfs that is mounted nowhere yet.
+func overlay(r monitor.Rootfs, label string) (int, error) {
 	type option struct{ key, value string }
 	options := []option{{"source", "crid"}}
 	for _, l := range r.Lower {
@@ -93,38 +113,34 @@ func mountByFsopen(dir string, r monitor.Rootfs, label string) error {
 	}
 	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("%w: fsopen: %w", errOldKernel, err)
+		return -1, fmt.Errorf("%w: fsopen: %w", errOldKernel, err)
 	}
 	defer unix.Close(fsfd)
 	for _, o := range options {
 		if len(o.value) > fsconfigMax {
-			return errOldKernel
+			return -1, errOldKernel
 		}
 		err := unix.FsconfigSetString(fsfd, o.key, o.value)
 		if errors.Is(err, unix.EINVAL) && o.key == "lowerdir+" && !strings.Contains(fsMessages(fsfd), "lowerdir") {
-			return errOldKernel
+			return -1, errOldKernel
 		}
 		if err != nil {
-			return fmt.Errorf("mount rootfs: overlay %s=%s: %w%s", o.key, o.value, err, fsMessages(fsfd))
+			return -1, fmt.Errorf("mount rootfs: overlay %s=%s: %w%s", o.key, o.value, err, fsMessages(fsfd))
 		}
 	}
 	if r.Volatile && r.Upper != "" {
 		if err := unix.FsconfigSetFlag(fsfd, "volatile"); err != nil {
-			return fmt.Errorf("mount rootfs: overlay volatile: %w%s", err, fsMessages(fsfd))
+			return -1, fmt.Errorf("mount rootfs: overlay volatile: %w%s", err, fsMessages(fsfd))
 		}
 	}
 	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return fmt.Errorf("mount rootfs: overlay over %s: %w%s", r.Lower[0], err, fsMessages(fsfd))
+		return -1, fmt.Errorf("mount rootfs: overlay over %s: %w%s", r.Lower[0], err, fsMessages(fsfd))
 	}
 	mfd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("mount rootfs: fsmount: %w", err)
+		return -1, fmt.Errorf("mount rootfs: fsmount: %w", err)
 	}
-	defer unix.Close(mfd)
-	if err := unix.MoveMount(mfd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("mount rootfs at %s: %w", dir, err)
-	}
-	return nil
+	return mfd, nil
 }
 
 // fsMessages is what the kernel says about a failure, in parentheses.

@@ -78,7 +78,7 @@ type created struct {
 // nothing of it is left.
 func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch) (_ *created, err error) {
 	r.limits.clamp(spec)
-	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+	config, err := convert(&specconv.CreateOpts{
 		CgroupName:       id,
 		UseSystemdCgroup: systemd,
 		NoNewKeyring:     r.noNewKeyring,

@@ -71,6 +71,7 @@ type Mount struct {
 	Propagation       Propagation
 	Options           []string // further mount options: noexec, nodev, nosuid, ...
 	SELinuxRelabel    bool     // does nothing on a node without SELinux
+	IDMap             *IDMaps  // owners are seen through it; it is that of the sandbox. nil shows them as on the node
 }
 
 // Device is a device node of the node made in the container.

@@ -17,6 +17,10 @@ type Namespaces struct {
 	PID     NamespaceMode // pod, container, node or (containers only) target
 	IPC     NamespaceMode // pod or node
 	Target  ContainerID   // the container whose PID namespace is joined; only with PID target
+	// User is pod or node; "" when the request does not say, which for a sandbox
+	// means node and for a container what its sandbox has.
+	User    NamespaceMode
+	UserMap *IDMaps // with User pod, else nil
 }
 
 // Sandbox is a pod sandbox as wanted.

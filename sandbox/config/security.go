@@ -45,11 +45,3 @@ type Security struct {
 	AppArmor        Profile
 	Namespaces      Namespaces
 }
-
-// IDMapping maps a range of user or group IDs of a user namespace to IDs of the
-// node.
-type IDMapping struct {
-	ContainerID uint32 // first ID in the user namespace
-	HostID      uint32 // first ID on the node
-	Length      uint32 // how many
-}

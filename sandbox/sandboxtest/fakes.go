@@ -211,7 +211,7 @@ func (k *Kernel) Pin(p sandbox.Pins) error {
 		if k.pinned == nil {
 			k.pinned = map[string]sandbox.Pins{}
 		}
-		for _, path := range []string{p.Net, p.IPC, p.UTS} {
+		for _, path := range []string{p.Net, p.IPC, p.UTS, p.User} {
 			if path != "" {
 				k.pinned[path] = p
 			}
@@ -246,7 +246,7 @@ func (k *Kernel) PinsAt(path string) sandbox.Pins {
 }
 
 // MountShm remembers path.
-func (k *Kernel) MountShm(path string) error {
+func (k *Kernel) MountShm(path string, _, _ uint32) error {
 	return k.do(context.Background(), "shm", func() error {
 		k.mu.Lock()
 		defer k.mu.Unlock()

@@ -351,11 +351,11 @@ func (k liveKernel) Unpin(path string) error {
 	return k.Kernel.Unpin(path)
 }
 
-func (k liveKernel) MountShm(path string) error {
+func (k liveKernel) MountShm(path string, uid, gid uint32) error {
 	if k.l.dead() {
 		return errCrashed
 	}
-	return k.Kernel.MountShm(path)
+	return k.Kernel.MountShm(path, uid, gid)
 }
 
 func (k liveKernel) Unmount(path string) error {

@@ -16,6 +16,9 @@ func deviceNodes(b *builder) error {
 		devices = append(devices, b.Host.Devices...)
 	}
 	seen := map[string]bool{}
+	for _, m := range b.boundDevices() {
+		seen[m.Destination] = true
+	}
 	for _, d := range devices {
 		if seen[d.Path] {
 			continue

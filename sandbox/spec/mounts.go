@@ -28,7 +28,7 @@ func mounts(b *builder) error {
 		return err
 	}
 	var all []specs.Mount
-	for _, m := range slices.Concat(b.fileSystems(), b.sandboxFiles()) {
+	for _, m := range slices.Concat(b.fileSystems(), b.sandboxFiles(), b.boundDevices()) {
 		if !replaced(m.Destination, volumes) {
 			all = append(all, m)
 		}
@@ -63,6 +63,7 @@ func (b *builder) fileSystems() []specs.Mount {
 			Destination: "/dev/shm", Type: "bind", Source: shm, Options: []string{"rbind", "rprivate", "rw", "nosuid", "noexec", "nodev"},
 		})
 	}
+	b.userNamespaceMounts(all)
 	return all
 }
 
@@ -103,6 +104,9 @@ func (b *builder) volumes() ([]specs.Mount, error) {
 	var all []specs.Mount
 	for i, m := range b.Container.Mounts {
 		out, err := volume(i, m)
+		if err == nil {
+			err = b.idMap(i, m, &out)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -71,6 +71,7 @@ type Files struct {
 // node's, as the config says.
 type Namespaces struct {
 	Network, IPC, UTS, PID string
+	User                   string // "" only when the sandbox has the node's
 }
 
 // Host is what the node is like. But for Devices it changes at most with a
@@ -100,6 +101,7 @@ type Device struct {
 	Mode         uint32 // permission bits
 	UID, GID     uint32
 	Permissions  string // subset of "rwm", for the device cgroup; "" means rwm
+	HostPath     string // on the node; "" is the same as Path
 }
 
 // Result is a spec and what was decided on the way.
@@ -128,6 +130,7 @@ var rules = [...]rule{
 	limits,
 	capabilities,
 	namespaces,
+	userNamespace,
 	mounts,
 	pathProtection,
 	deviceNodes,

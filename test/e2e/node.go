@@ -69,6 +69,10 @@ func NewNode(t testing.TB, o NodeOptions) *Node {
 		t.Fatal(err)
 	}
 	n.Dir = dir
+	// Root of a user namespace passes through on its way to root file systems.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
 	id := rand.IntN(1 << 16)
 	n.Bridge = fmt.Sprintf("ce%04x", id)
 	n.Subnet = fmt.Sprintf("10.%d.%d", 201+id%50, id>>8)

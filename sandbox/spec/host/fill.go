@@ -113,7 +113,7 @@ func lookUp(w config.Device) ([]spec.Device, error) {
 		at = string(w.HostPath)
 	}
 	if d, ok := device(at, st); ok {
-		d.Permissions = w.Permissions
+		d.Permissions, d.HostPath = w.Permissions, path
 		return []spec.Device{d}, nil
 	}
 	if !st.IsDir() {
@@ -154,6 +154,7 @@ func walk(dir, at string) ([]spec.Device, error) {
 			return nil //nolint:nilerr // it went away meanwhile
 		}
 		if d, ok := device(filepath.Join(at, strings.TrimPrefix(path, dir)), st); ok {
+			d.HostPath = path
 			all = append(all, d)
 		}
 		return nil

@@ -1,0 +1,49 @@
+package server
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// userInit is a command that starts an init in a user namespace and ends.
+type userInit struct {
+	ns            *os.File
+	number, child *os.File // the pipe through which the init's PID comes
+}
+
+// inUserNS makes cmd start the init in the user namespace at path.
+func inUserNS(cmd *exec.Cmd, path string) (*userInit, error) {
+	ns, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("enter user namespace: %w", err)
+	}
+	number, child, err := os.Pipe()
+	if err != nil {
+		_ = ns.Close()
+		return nil, err
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, ns, child)
+	cmd.Env = []string{pid1UserEnv}
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true} // it makes the namespaces itself
+	return &userInit{ns, number, child}, nil
+}
+
+// pid is the init's. It waits for the command's end.
+func (u *userInit) pid() (int, error) {
+	_ = u.child.Close()
+	pid, err := strconv.Atoi(readAll(u.number, 16))
+	if err != nil {
+		return 0, fmt.Errorf("start init in user namespace: %w", err)
+	}
+	return pid, nil
+}
+
+func (u *userInit) close() {
+	for _, f := range []*os.File{u.ns, u.number, u.child} {
+		_ = f.Close()
+	}
+}
