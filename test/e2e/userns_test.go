@@ -84,6 +84,9 @@ func TestUserNamespace(t *testing.T) {
 	))
 	n.Registry.Push("e2e/busybox:1", img)
 	n.Pull(BusyboxRef)
+	const layerRef = "registry.k8s.io/e2e/layer:1"
+	n.Registry.Push("e2e/layer:1", Image(t, v1.Config{}, Layer(t, File{Path: "owned", Mode: 0o755, Dir: true}, File{Path: "owned/by-www", Mode: 0o600, UID: 33})))
+	n.Pull(layerRef)
 	volume := n.path("volume")
 	n.WriteFile(filepath.Join(volume, "of-the-node"), "x")
 	p := usernsPod(n.PodConfig("userns"), host)
@@ -98,6 +101,8 @@ func TestUserNamespace(t *testing.T) {
 	c.Mounts = []*cri.Mount{
 		{ContainerPath: "/volume", HostPath: volume, UidMappings: idMapping(host), GidMappings: idMapping(host)},
 		{ContainerPath: "/plain", HostPath: volume, Readonly: true},
+		{ContainerPath: "/image", Image: &cri.ImageSpec{Image: BusyboxRef}, Readonly: true, UidMappings: idMapping(host), GidMappings: idMapping(host)},
+		{ContainerPath: "/layer", Image: &cri.ImageSpec{Image: layerRef}, Readonly: true},
 	}
 	c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"NET_ADMIN", "SYS_ADMIN"}}
 	id := n.Run(pod, p, c)
@@ -110,10 +115,13 @@ func TestUserNamespace(t *testing.T) {
 		{"the map of users", "cat /proc/self/uid_map", fmt.Sprintf("0 %d %d", host, usernsLength)},
 		{"the map of groups", "cat /proc/self/gid_map", fmt.Sprintf("0 %d %d", host, usernsLength)},
 		{"the exec's user", "id -u", "0"},
-		{"owners in the root file system", "stat -c %u:%g / /bin /bin/busybox /owned /owned/by-www /owned/by-root /made",
-			"0:0 0:0 0:0 33:0 33:0 0:0 33:33"},
+		{
+			"owners in the root file system", "stat -c %u:%g / /bin /bin/busybox /owned /owned/by-www /owned/by-root /made",
+			"0:0 0:0 0:0 33:0 33:0 0:0 33:33",
+		},
 		{"owners of the mapped volume", "stat -c %u /volume/of-the-node /volume/mapped", "0 0"},
 		{"owners of the plain volume", "stat -c %u /plain/of-the-node", "65534"},
+		{"owners of an image volume", "stat -c %u:%g /image /image/bin/busybox /image/owned/by-www /layer/owned/by-www", "0:0 0:0 33:0 33:0"},
 		{"owners of the pod's files", "stat -c %u:%a /etc/hosts /etc/resolv.conf /etc/hostname /dev/shm", "0:644 0:644 0:644 0:1777"},
 		{"writing them", "echo x >/dev/shm/x && echo '# x' >>/etc/hosts && tail -n 1 /etc/hosts", "# x"},
 		{"the host name", "hostname", "userns"},
