@@ -1,9 +1,10 @@
 // Command crid-monitor is the parent of all containers of a node. It is started
 // by crid, or by systemd beside it, and outlives it; see package monitor.
 //
-// It has two modes: to serve, and libcontainer's `init`, in which libcontainer
-// starts it as the first process of each container and exec. Whatever is linked
-// here is loaded for each of those.
+// It has three modes: to serve; libcontainer's `init`, in which libcontainer
+// starts it as the first process of each container and exec; and `seccomp`, in
+// which it starts itself to compile a filter. Whatever is linked here is loaded
+// for each of those.
 package main
 
 import (
@@ -39,8 +40,13 @@ func init() {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "init" {
-		server.Init()
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "init":
+			server.Init()
+		case server.RecordMode:
+			server.RecordFilter()
+		}
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -74,6 +75,25 @@ func (l *limits) oom(wanted int) int {
 			"wanted", wanted, "got", l.oomScoreAdj)
 	})
 	return l.oomScoreAdj
+}
+
+// slot waits for room to start a process: more at a time than there are
+// processors only cost memory. Nobody waits long, because one that hangs in
+// the kernel must not stop the others.
+func (r *ociRuntime) slot() (release func()) {
+	select {
+	case r.slots <- struct{}{}:
+		return func() { <-r.slots }
+	default:
+	}
+	limit := time.NewTimer(time.Second)
+	defer limit.Stop()
+	select {
+	case r.slots <- struct{}{}:
+		return func() { <-r.slots }
+	case <-limit.C:
+		return func() {}
+	}
 }
 
 // hasCapability reports whether this process has a capability in effect.

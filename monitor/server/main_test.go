@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		Init()
 	}
+	if len(os.Args) > 1 && os.Args[1] == RecordMode {
+		recordInTest()
+	}
 	if state := os.Getenv(monitorEnv); state != "" {
 		if err := serveTestMonitor(state); err != nil {
 			fmt.Fprintln(os.Stderr, err)

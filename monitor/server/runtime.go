@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // device rules, v1 and v2
@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/monitor/server/filter"
 )
 
 // Init is the mode in which libcontainer starts this program again, as the first
@@ -33,13 +34,15 @@ import (
 // knows when a program has been executed, or why not.
 func Init() {
 	unix.CloseOnExec(statusFD)
+	filter.Use(filterFD)
 	os.Stderr = os.NewFile(statusFD, "status")
 	libcontainer.Init()
 }
 
-// statusFD is the first descriptor after the standard ones: libcontainer puts
-// a process's extra files there.
-const statusFD = 3
+// The first descriptors after the standard ones: libcontainer puts a process's
+// extra files there. The second is the recording of its seccomp filter, or the
+// status pipe again.
+const statusFD, filterFD = 3, 4
 
 // Names in libcontainer's folder of a container. The first two are
 // libcontainer's own, part of its state on disk.
@@ -56,6 +59,7 @@ type ociRuntime struct {
 	root         string // libcontainer's state, a folder for each container
 	noNewKeyring bool
 	limits       limits
+	filters      filter.Cache
 	reaper       *reaper
 	slots        chan struct{} // limits how many processes are being started
 }
@@ -65,6 +69,7 @@ type launch struct {
 	stdin, stdout, stderr *os.File
 	console               *os.File // socket for the pty's master; nil without a terminal
 	status                *os.File // becomes statusFD
+	filter                *os.File // becomes filterFD; may be nil
 }
 
 // created is a container that waits to be started.
@@ -115,6 +120,8 @@ func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch
 			err = errors.Join(err, r.undo(c, id))
 		}
 	}()
+	io.filter = r.filterFor(id, config.Seccomp)
+	defer io.filter.Close()
 	io.set(p)
 	err = c.Start(p)
 	if doom := lookupError(err, p.Args); doom != "" {
@@ -227,6 +234,8 @@ func (r *ociRuntime) exec(id string, args []string, tty bool, io launch) (pid in
 	if err := ownStdio(&config, p.UID, io); err != nil {
 		return 0, err
 	}
+	io.filter = r.filterFor(id, config.Seccomp)
+	defer io.filter.Close()
 	io.set(p)
 	err = c.Start(p)
 	if text := lookupError(err, args); text != "" {
@@ -355,25 +364,6 @@ func (r *ociRuntime) forget(id string) error {
 	return nil
 }
 
-// slot waits for room to start a process: more at a time than there are
-// processors only cost memory. Nobody waits long, because one that hangs in
-// the kernel must not stop the others.
-func (r *ociRuntime) slot() (release func()) {
-	select {
-	case r.slots <- struct{}{}:
-		return func() { <-r.slots }
-	default:
-	}
-	limit := time.NewTimer(time.Second)
-	defer limit.Stop()
-	select {
-	case r.slots <- struct{}{}:
-		return func() { <-r.slots }
-	case <-limit.C:
-		return func() {}
-	}
-}
-
 // set gives a process its files.
 func (io launch) set(p *libcontainer.Process) {
 	// Only what is there: a nil *os.File in an interface is not nil.
@@ -381,7 +371,7 @@ func (io launch) set(p *libcontainer.Process) {
 		p.Stdin, p.Stdout, p.Stderr = io.stdin, io.stdout, io.stderr
 	}
 	p.ConsoleSocket = io.console
-	p.ExtraFiles = []*os.File{io.status}
+	p.ExtraFiles = []*os.File{io.status, cmp.Or(io.filter, io.status)}
 }
 
 // hostIDs are the process's user and group as the node has them.

@@ -34,6 +34,7 @@ import (
 	"github.com/cridproject/crid/internal/keylock"
 	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/monitor"
+	"github.com/cridproject/crid/monitor/server/filter"
 )
 
 // Options of a Server.
@@ -107,6 +108,7 @@ func New(o Options) (_ *Server, err error) {
 		// quota, which is large for root and 200 for anyone else.
 		noNewKeyring: inUserNamespace(),
 		limits:       readLimits(o.Log),
+		filters:      filter.Cache{Command: recordCommand},
 		reaper:       s.reaper,
 		slots:        make(chan struct{}, max(4, 2*runtime.NumCPU())),
 	}

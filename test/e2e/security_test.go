@@ -211,6 +211,21 @@ func TestSeccomp(t *testing.T) {
 		})
 	}
 
+	// A new monitor has nothing kept, and executes under the old filter all the same.
+	c := n.ContainerConfig("adopted", "sleep", "1000")
+	c.Linux.SecurityContext.Seccomp = runtimeDefault
+	adopted, monitor := n.Run(pod, p, c), n.MonitorPID()
+	if err := unix.Kill(monitor, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually("a new monitor", func() bool { m := n.MonitorPID(); return m != monitor && m != 0 && unix.Kill(m, 0) == nil })
+	for range 2 {
+		n.wantIdentity(t, adopted, map[string]string{"Seccomp": "2"})
+		if !n.fails(adopted, unshare) {
+			t.Errorf("%q works in a container that was adopted", unshare)
+		}
+	}
+
 	bad := n.path("bad.json")
 	for name, content := range map[string]string{
 		"a missing file": "", "no JSON": "{", "an unknown action": `{"defaultAction": "DENY"}`, "an empty object": "{}",
@@ -224,7 +239,7 @@ func TestSeccomp(t *testing.T) {
 		_, err := n.Runtime.CreateContainer(n.Ctx(), &cri.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: p})
 		wantCode(t, "CreateContainer with "+name, err, codes.InvalidArgument, "seccomp.localhost_ref", bad)
 	}
-	c := n.ContainerConfig("bad", "true")
+	c = n.ContainerConfig("bad", "true")
 	c.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "relative.json"}
 	_, err := n.Runtime.CreateContainer(n.Ctx(), &cri.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: p})
 	wantCode(t, "CreateContainer with a relative profile", err, codes.InvalidArgument, "seccomp.localhost_ref", "absolute")
@@ -354,6 +369,7 @@ func TestMonitorCannotBeOverwritten(t *testing.T) {
 // with (CVE-2025-31133).
 func TestMaskWithOwnDevNull(t *testing.T) {
 	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
 	base := BusyboxLayer(t)
 	n.Registry.Push("e2e/dev:1", Image(t, v1.Config{Env: []string{"PATH=/bin"}}, base,
 		Layer(t, File{Path: "dev", Mode: 0o755, Dir: true}, File{Path: "dev/null", Sym: "/proc/sys/kernel/core_pattern"})))
@@ -377,7 +393,8 @@ func TestMaskWithOwnDevNull(t *testing.T) {
 		c.Mounts = []*cri.Mount{{HostPath: dev, ContainerPath: "/dev"}}
 		r, err := n.Runtime.CreateContainer(n.Ctx(), &cri.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: p})
 		if err != nil {
-			continue // refused: as good
+			wantCode(t, "CreateContainer", err, codes.Internal, "mask paths", "/dev/null")
+			continue
 		}
 		n.StartContainer(r.ContainerId)
 		if got := n.Sh(r.ContainerId, "cat /www/index.html; stat -c ' %t:%T' /www/index.html"); got != " 1:3\n" {
