@@ -21,8 +21,9 @@ func (m *Manager) checkPorts(w *config.Sandbox) error {
 			continue
 		}
 		for _, s := range m.sandboxes {
-			// One that is not ready has been taken off the network, or is about to be.
-			if s.config.HostNetwork() || *s.state.Load() == SandboxNotReady {
+			// One that is not ready has been taken off the network, or is about to be;
+			// an older one of the same pod as well.
+			if s.config.HostNetwork() || *s.state.Load() == SandboxNotReady || samePod(w, &s.config) {
 				continue
 			}
 			for _, has := range s.config.PortMappings {
@@ -35,6 +36,10 @@ func (m *Manager) checkPorts(w *config.Sandbox) error {
 		}
 	}
 	return nil
+}
+
+func samePod(a, b *config.Sandbox) bool {
+	return a.UID == b.UID && a.Name == b.Name && a.Namespace == b.Namespace
 }
 
 // samePort reports whether two mappings want the same packets.

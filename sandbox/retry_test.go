@@ -113,7 +113,7 @@ func TestNamesWithSeparators(t *testing.T) {
 	seen := map[config.SandboxID]bool{}
 	for _, name := range [][2]string{{"a_b", "c"}, {"a", "b_c"}} {
 		pod := sandboxtest.Pod("x")
-		pod.Name, pod.Namespace = name[0], name[1]
+		pod.Name, pod.Namespace, pod.PortMappings = name[0], name[1], nil
 		id, err := n.Manager.Run(t.Context(), pod)
 		if err != nil {
 			t.Errorf("Run of %q = %v, want a sandbox of its own", name, err)

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -272,7 +273,7 @@ func Pod(name string) config.Sandbox {
 	return config.Sandbox{
 		Name: name, Namespace: "default", UID: "uid-" + name, Hostname: name,
 		Labels:       map[string]string{"app": name},
-		PortMappings: []config.PortMapping{{Protocol: "tcp", ContainerPort: 80, HostPort: 8080}},
+		PortMappings: []config.PortMapping{{Protocol: "tcp", ContainerPort: 80, HostPort: hostPort(name)}},
 		Namespaces:   config.Namespaces{Network: config.NamespacePod, PID: config.NamespacePod, IPC: config.NamespacePod},
 	}
 }
@@ -363,4 +364,11 @@ func (k liveKernel) Unmount(path string) error {
 		return errCrashed
 	}
 	return k.Kernel.Unmount(path)
+}
+
+// hostPort is one for each name, more or less.
+func hostPort(name string) uint16 {
+	sum := fnv.New32a()
+	_, _ = sum.Write([]byte(name))
+	return uint16(1024 + sum.Sum32()%60000)
 }

@@ -236,7 +236,7 @@ func (n *Node) echoUDP(pod string, port int) {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		fd, err := unix.Open(n.path("netns", "crid-"+pod), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
-			err = unix.Setns(fd, unix.CLONE_NEWNET)
+			err = unix.Setns(fd, unix.CLONE_NEWNET) //nolint:forbidigo // as internal/sys does: the thread is thrown away
 			_ = unix.Close(fd)
 		}
 		if err == nil {
