@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -253,11 +254,35 @@ func TestContainerUsage(t *testing.T) {
 		got, _ = s.FsInfo(t.Context())
 		return got.Containers.UsedBytes >= 100_000
 	})
-	if got.Containers.Inodes != 5 || got.Containers.At.IsZero() { // the folder, record, upper, work, log
+	if got.Containers.Inodes != 2 || got.Containers.At.IsZero() { // the folder, log
 		t.Errorf("Containers = %+v", got.Containers)
 	}
-	left := 3
-	if sum := usageOf(s.path("rootfs"), &left); sum.inodes > 3 {
-		t.Errorf("a look with a budget of 3 has seen %d files", sum.inodes)
+}
+
+// What one container has written is known at once where it is little; where it is
+// much, as soon as it has been looked at.
+func TestWritten(t *testing.T) {
+	s, _, fs := pulled(t, []tarEntry{file("f", "x")})
+	if got := s.Written("c1"); got.Inodes != 1 || got.At.IsZero() || got.Mountpoint != s.path("rootfs") {
+		t.Errorf("Written of a new container = %+v, want one folder", got)
+	}
+	s.usage.wait()
+	for i := range quickBudget {
+		if err := os.WriteFile(filepath.Join(fs.Upper, fmt.Sprint(i)), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.usage.mu.Lock()
+	s.usage.byKey, s.usage.at = nil, time.Time{} // as after a restart
+	s.usage.mu.Unlock()
+	if got := s.Written("c1"); !got.At.IsZero() || got.Inodes != 0 {
+		t.Errorf("Written of many files that were never counted = %+v, want not known", got)
+	}
+	s.usage.wait()
+	if got := s.Written("c1"); got.Inodes != quickBudget+1 || got.UsedBytes < 4096*quickBudget || got.At.IsZero() {
+		t.Errorf("Written after a look = %+v", got)
+	}
+	if got := s.Written("none"); got.Inodes != 0 || got.UsedBytes != 0 {
+		t.Errorf("Written of no container = %+v", got)
 	}
 }

@@ -166,7 +166,7 @@ func (s *Store) openFolders() error {
 // Close waits for deletions in the background and gives the store back. No
 // other method may be under way or come later.
 func (s *Store) Close() error {
-	s.usage.wait()
+	s.usage.end()
 	s.trash.wait()
 	return s.lock.Close()
 }

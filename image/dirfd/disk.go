@@ -3,7 +3,6 @@ package dirfd
 import (
 	"errors"
 	"io/fs"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,14 +27,4 @@ func Free(path string) (int64, error) {
 		return 0, &fs.PathError{Op: "statfs", Path: path, Err: err}
 	}
 	return int64(st.Bavail) * st.Bsize, nil
-}
-
-// Blocks is the disk space in bytes that a file takes, with its inode number
-// and its number of names, so that a file of several is not counted twice.
-func Blocks(fi fs.FileInfo) (bytes, inode, links uint64) {
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return uint64(fi.Size()), 0, 1
-	}
-	return uint64(st.Blocks) * 512, st.Ino, st.Nlink
 }

@@ -89,6 +89,7 @@ var rules = map[string]rule{
 	},
 	"monitor/server/filter": {other: []string{unix, klog}},
 	"internal":              {own: []string{"internal/errkind"}},
+	"internal/cgstat":       {own: []string{"internal/sys"}},
 	"internal/sys":          {own: []string{"internal/errkind"}, other: []string{unix}},
 	"internal/testutil":     {own: []string{"internal/sys", "internal/errkind"}},
 	"test":                  {own: []string{leafs}, other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "github.com/google/go-containerregistry"}},
