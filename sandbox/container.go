@@ -52,6 +52,8 @@ type ContainerStatus struct {
 	StopSignal string           // effective
 	User       User             // effective
 	Resources  config.Resources // what the kernel has, of what was asked for at creation and since
+
+	cgroupsPath string // as in an OCI spec
 }
 
 // User is who a container's first process runs as.
@@ -80,6 +82,8 @@ type container struct {
 	unsaved bool // +checklocks:mu; the record on disk is an older one
 
 	corrupt bool // its record could not be read: kept aside at the end; immutable
+
+	cpu cpuRate
 
 	status atomic.Pointer[ContainerStatus] // nil: hidden from clients
 	state  atomic.Pointer[ContainerState]  // of rec, for who does not hold mu
@@ -122,6 +126,8 @@ func (c *container) publish() {
 		StopSignal: r.StopSignal,
 		User:       User{r.User.UID, r.User.GID, r.User.Groups},
 		Resources:  r.Actual,
+
+		cgroupsPath: r.CgroupsPath,
 	}
 	if st.State != ContainerCreated {
 		st.StartedAt = r.StartedAt // while it starts, it is an intention

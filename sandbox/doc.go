@@ -54,7 +54,8 @@
 //  4. Manager.mu: the maps. Never held across I/O.
 //
 // Readers (Sandbox, Sandboxes, Container, Containers) take only the last, for
-// reading, and look at published statuses that nobody changes.
+// reading, and look at published statuses that nobody changes. So do those who ask
+// for figures (stats.go), which are then read from the kernel without a lock.
 //
 // Create takes no lock of its sandbox. It registers the container under
 // Manager.mu if the sandbox is ready; stopping a sandbox first changes its

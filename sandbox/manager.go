@@ -49,6 +49,8 @@ type Images interface {
 	Release(ctx context.Context, key string) error
 	// Prepared is the keys of all that the two made and Release did not remove.
 	Prepared() []string
+	// Written is the size of what was written under a key. It does not wait.
+	Written(key string) image.FsUsage
 }
 
 // Monitor is what the manager needs of a connection to crid-monitor. Calls on
@@ -106,9 +108,10 @@ type Options struct {
 	MonitorTimeout  time.Duration // for a monitor that has died to be replaced, while requests wait; 0 means 10 s
 	RecoverTimeout  time.Duration // for New to finish what was half done; it goes on behind. 0 means 5 s
 
-	Kernel Kernel           // nil means that of this machine
-	EtcDir string           // where resolv.conf and hosts are copied from; "" means /etc
-	Now    func() time.Time // nil means time.Now
+	Kernel  Kernel           // nil means that of this machine
+	Figures Figures          // nil means those of this machine
+	EtcDir  string           // where resolv.conf and hosts are copied from; "" means /etc
+	Now     func() time.Time // nil means time.Now
 	// Step is called at each failpoint, and before each write of a record, with
 	// its name; an error is as good as one of the operation that follows. For
 	// tests; nil means none.
@@ -199,6 +202,9 @@ func prepare(ctx context.Context, o Options) (*Manager, error) {
 	orDefault(&o.EtcDir, "/etc")
 	if o.Kernel == nil {
 		o.Kernel = kernel{}
+	}
+	if o.Figures == nil {
+		o.Figures = newMachine()
 	}
 	if o.Now == nil {
 		o.Now = time.Now

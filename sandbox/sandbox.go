@@ -46,6 +46,8 @@ type sandbox struct {
 	corrupt bool // its record could not be read: kept aside at the end; immutable
 	gone    bool // +checklocks:mu; the record is deleted
 
+	cpu cpuRate // of a cgroup of its own
+
 	status atomic.Pointer[SandboxStatus] // nil: hidden from clients
 	state  atomic.Pointer[SandboxState]  // of rec, for who does not hold mu
 }

@@ -45,6 +45,7 @@ type Node struct {
 	Network *Network
 	Images  *Images
 	Kernel  *Kernel
+	Figures *Figures
 	Options monitortest.Options // of Monitor
 
 	life  *life
@@ -86,7 +87,7 @@ func NewWith(t testing.TB, o monitortest.Options, tweak ...func(*sandbox.Options
 	t.Helper()
 	n := &Node{
 		T: t, Dir: t.TempDir(), Options: o, tweak: tweak,
-		Monitor: monitortest.New(t, o), Network: &Network{}, Images: &Images{}, Kernel: &Kernel{},
+		Monitor: monitortest.New(t, o), Network: &Network{}, Images: &Images{}, Kernel: &Kernel{}, Figures: &Figures{},
 		fail: map[string]error{},
 	}
 	n.Images.Add(ImageRef, image.Image{
@@ -121,6 +122,7 @@ func (n *Node) TryStart() (*sandbox.Manager, error) {
 		Network:     liveNetwork{n.Network, l},
 		Images:      liveImages{n.Images, l},
 		Kernel:      liveKernel{n.Kernel, l},
+		Figures:     n.Figures,
 		Host:        spec.Host{NodeHostname: "node", BoundingCaps: []string{"CAP_CHOWN"}},
 		KillTimeout: 5 * time.Second,
 		ExecDrain:   50 * time.Millisecond,
