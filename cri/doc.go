@@ -40,5 +40,5 @@
 //
 // Version, Status, the lists and the statuses read published snapshots. They take
 // no lock that is held across I/O and call no plugin, so that one stuck pod never
-// makes the node look dead.
+// makes the node look dead. Figures are asked of the kernel and of nobody else.
 package cri

@@ -43,19 +43,28 @@ func decodeAuth(a *v1.AuthConfig) *image.Auth {
 
 // ListImages lists all images, or the one that the filter names.
 func (s *Server) ListImages(_ context.Context, r *v1.ListImagesRequest) (*v1.ListImagesResponse, error) {
-	resp := &v1.ListImagesResponse{}
-	if spec := r.GetFilter().GetImage(); spec.GetImage() != "" {
-		img, err := s.findImage("filter.image", spec)
-		if img != nil {
-			resp.Images = []*v1.Image{encodeImage(img)}
-		}
-		return resp, err
+	all, err := s.images(r.GetFilter())
+	if err != nil {
+		return nil, err
 	}
-	all := s.o.Images.List()
+	resp := &v1.ListImagesResponse{}
 	for i := range all {
 		resp.Images = append(resp.Images, encodeImage(&all[i]))
 	}
 	return resp, nil
+}
+
+// images is those that the filter lets through.
+func (s *Server) images(f *v1.ImageFilter) ([]image.Image, error) {
+	spec := f.GetImage()
+	if spec.GetImage() == "" {
+		return s.o.Images.List(), nil
+	}
+	img, err := s.findImage("filter.image", spec)
+	if img == nil || err != nil {
+		return nil, err
+	}
+	return []image.Image{*img}, nil
 }
 
 // ImageStatus of an image that is not there is an empty answer.

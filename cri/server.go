@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"time"
 
 	"google.golang.org/grpc"
@@ -37,6 +38,14 @@ type Sandboxes interface {
 	// Container and Containers read a snapshot: they wait for nothing.
 	Container(id string) (sandbox.ContainerStatus, error)
 	Containers() []sandbox.ContainerStatus
+
+	// What is used: it asks the kernel and waits for nothing. The sequences leave out
+	// what does not run, and what ends meanwhile.
+	ContainerStats(id string) (sandbox.ContainerStats, error)
+	AllContainerStats(match func(*sandbox.ContainerStatus) bool) iter.Seq[sandbox.ContainerStats]
+	SandboxStats(id string) (sandbox.SandboxStats, error)
+	AllSandboxStats(match func(*sandbox.SandboxStatus) bool) iter.Seq[sandbox.SandboxStats]
+	AllMetrics() iter.Seq[sandbox.SandboxMetrics]
 
 	// ExecSync with a timeout of 0 waits as long as it takes.
 	ExecSync(ctx context.Context, id string, args []string, timeout time.Duration) (sandbox.ExecResult, error)
