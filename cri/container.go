@@ -87,7 +87,8 @@ func (s *Server) ContainerStatus(_ context.Context, r *v1.ContainerStatusRequest
 	}
 	resp := &v1.ContainerStatusResponse{Status: encodeContainerStatus(&st, s.tags(&st))}
 	if r.GetVerbose() {
-		resp.Info = containerInfo(&st)
+		spec, err := s.o.Sandboxes.ContainerSpec(string(st.ID))
+		resp.Info = containerInfo(&st, orError(spec, err))
 	}
 	return resp, nil
 }

@@ -11,23 +11,30 @@ import (
 // the status. CRI leaves them open; the keys are those that scripts know from
 // containerd and CRI-O, as far as crid has the thing.
 
-func sandboxInfo(st *sandbox.SandboxStatus) map[string]string {
+// sandboxInfo takes what stands for the spec of the sandbox, see Sandboxes.
+func sandboxInfo(st *sandbox.SandboxStatus, spec json.RawMessage) map[string]string {
 	return map[string]string{"info": toJSON(map[string]any{
 		"sandboxID":      st.ID,
 		"pid":            st.HolderPID, // 0: crid has no pause process
 		"netNamespace":   st.NetNS,
+		"cniResult":      st.CNIResult,
 		"runtimeHandler": st.Config.RuntimeHandler,
+		"runtimeSpec":    spec,
 		"privileged":     st.Config.Privileged,
-		"config":         st.Config,
+		"config":         sandboxConfig(&st.Config),
 	})}
 }
 
-func containerInfo(st *sandbox.ContainerStatus) map[string]string {
+// containerInfo takes the spec that the container was made from.
+func containerInfo(st *sandbox.ContainerStatus, spec json.RawMessage) map[string]string {
 	return map[string]string{"info": toJSON(map[string]any{
-		"sandboxID":  st.Sandbox,
-		"pid":        st.PID,
-		"privileged": st.Config.Security.Privileged,
-		"config":     st.Config,
+		"sandboxID":   st.Sandbox,
+		"pid":         st.PID,
+		"snapshotKey": st.ID,
+		"snapshotter": "overlayfs",
+		"runtimeSpec": spec,
+		"privileged":  st.Config.Security.Privileged,
+		"config":      containerConfig(st),
 	})}
 }
 
@@ -37,4 +44,12 @@ func imageInfo(img *image.Image) map[string]string {
 		"chainID":   img.ChainID,
 		"imageSpec": json.RawMessage(img.ConfigJSON),
 	})}
+}
+
+// orError shows why there is no spec in its place.
+func orError(spec json.RawMessage, err error) json.RawMessage {
+	if err != nil {
+		return json.RawMessage(toJSON(map[string]string{"error": err.Error()}))
+	}
+	return spec
 }

@@ -55,7 +55,8 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *v1.PodSandboxStatusReque
 	}
 	resp := &v1.PodSandboxStatusResponse{Status: encodeSandboxStatus(&st)}
 	if r.GetVerbose() {
-		resp.Info = sandboxInfo(&st)
+		spec, err := s.o.Sandboxes.SandboxSpec(string(st.ID))
+		resp.Info = sandboxInfo(&st, orError(spec, err))
 	}
 	return resp, nil
 }

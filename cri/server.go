@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -38,6 +39,9 @@ type Sandboxes interface {
 	// Container and Containers read a snapshot: they wait for nothing.
 	Container(id string) (sandbox.ContainerStatus, error)
 	Containers() []sandbox.ContainerStatus
+	// ContainerSpec and SandboxSpec are OCI specs as JSON, read from a file.
+	ContainerSpec(id string) (json.RawMessage, error)
+	SandboxSpec(id string) (json.RawMessage, error)
 
 	// What is used: it asks the kernel and waits for nothing. The sequences leave out
 	// what does not run, and what ends meanwhile.

@@ -3,6 +3,7 @@ package cri
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -92,6 +93,14 @@ func (f *fakeNode) Container(id string) (sandbox.ContainerStatus, error) {
 
 func (f *fakeNode) ExecSync(_ context.Context, id string, args []string, timeout time.Duration) (sandbox.ExecResult, error) {
 	return f.exec, f.call(id, args, timeout)
+}
+
+func (f *fakeNode) ContainerSpec(id string) (json.RawMessage, error) {
+	return json.RawMessage(`{"hostname":"of ` + id + `"}`), nil
+}
+
+func (f *fakeNode) SandboxSpec(id string) (json.RawMessage, error) {
+	return nil, errkind.Errorf(errkind.NotFound, "no spec of %s", id)
 }
 func (f *fakeNode) ReopenLog(_ context.Context, id string) error { return f.call(id) }
 

@@ -196,6 +196,9 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 	if err != nil {
 		return fmt.Errorf("encode spec: %w", err)
 	}
+	if err := m.store.putSpec(string(c.id), data); err != nil {
+		return err
+	}
 	request := monitor.CreateRequest{
 		ID:            string(c.id),
 		Rootfs:        monitor.Rootfs{Lower: rootfs.Lower, Upper: rootfs.Upper, Work: rootfs.Work, Volatile: true, UserNS: in.NS.User},

@@ -333,6 +333,9 @@ func (m *Manager) deleteContainer(c *container) error {
 	if c.corrupt {
 		remove = m.store.quarantine
 	}
+	if err := m.store.deleteSpec(string(c.id)); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	err := remove(containerKind, string(c.id))
 	if err == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -27,9 +28,10 @@ type SandboxStatus struct {
 	Config    config.Sandbox
 	State     SandboxState // SandboxReady or SandboxNotReady
 	CreatedAt time.Time
-	IPs       []netip.Addr // the pod's addresses, first the main one; none with the node's network or when stopped
-	NetNS     string       // path of the network namespace; "" with the node's
-	HolderPID int          // of the PID namespace's init; 0 without
+	IPs       []netip.Addr    // the pod's addresses, first the main one; none with the node's network or when stopped
+	NetNS     string          // path of the network namespace; "" with the node's
+	CNIResult json.RawMessage // what the network plugins answered; nil with the node's network or when stopped
+	HolderPID int             // of the PID namespace's init; 0 without
 }
 
 // sandbox is a live sandbox.
@@ -113,6 +115,7 @@ func (s *sandbox) publish() {
 		CreatedAt: s.rec.CreatedAt,
 		IPs:       s.rec.IPs,
 		NetNS:     s.rec.NetNS,
+		CNIResult: s.rec.CNIResult,
 	}
 	if s.rec.Holder != nil {
 		st.HolderPID = s.rec.Holder.PID
@@ -323,13 +326,18 @@ const (
 
 // cgroupsPath is the cgroup of a container or holder, as in an OCI spec.
 func (m *Manager) cgroupsPath(s *config.Sandbox, name string) string {
-	parent := s.CgroupParent
-	if parent == "" {
-		parent = m.o.CgroupParent
-	}
+	parent := m.cgroupParent(s)
 	if m.o.SystemdCgroup {
 		// kubelet gives the whole path; systemd knows a slice by its name.
 		return filepath.Base(parent) + ":crid:" + name
 	}
 	return filepath.Join("/", parent, "crid-"+name)
+}
+
+// cgroupParent is the pod's cgroup, which is kubelet's.
+func (m *Manager) cgroupParent(s *config.Sandbox) string {
+	if s.CgroupParent != "" {
+		return s.CgroupParent
+	}
+	return m.o.CgroupParent
 }

@@ -15,7 +15,7 @@ import (
 // store is the records on disk, one JSON file each:
 //
 //	root/sandboxes/<id>.json
-//	root/containers/<id>.json
+//	root/containers/<id>.json  <id>.spec            the second: specfile.go
 //	root/quarantine/<sandbox|container>-<id>.json   what could not be read
 //
 // A file is replaced by rename. Who writes a record holds its lock, so there
@@ -50,7 +50,7 @@ func (st *store) open() error {
 			return fmt.Errorf("folder of %s records: %w", kind, err)
 		}
 	}
-	return nil
+	return st.cleanSpecs()
 }
 
 // put writes a record.
