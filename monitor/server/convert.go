@@ -19,6 +19,9 @@ func convert(o *specconv.CreateOpts) (*configs.Config, error) {
 	if i < 0 {
 		return specconv.CreateLibcontainerConfig(o)
 	}
+	if err := checkBound(l.Devices); err != nil {
+		return nil, err
+	}
 	spec, linux := *o.Spec, *l
 	path := l.Namespaces[i].Path
 	linux.Namespaces = slices.Delete(slices.Clone(l.Namespaces), i, i+1)

@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,4 +48,22 @@ func (u *userInit) close() {
 	for _, f := range []*os.File{u.ns, u.number, u.child} {
 		_ = f.Close()
 	}
+}
+
+// checkBound refuses device nodes that would become other devices in a user
+// namespace, where libcontainer cannot make a node and mounts what has the same
+// path on the node.
+func checkBound(devices []specs.LinuxDevice) error {
+	for _, d := range devices {
+		var st unix.Stat_t
+		if err := unix.Stat(d.Path, &st); err != nil {
+			return fmt.Errorf("device %s: in a user namespace only the node's device of the same path can be had: %w", d.Path, err)
+		}
+		kind := map[uint32]string{unix.S_IFCHR: "c", unix.S_IFBLK: "b"}[st.Mode&unix.S_IFMT]
+		rdev := uint64(st.Rdev) //nolint:unconvert // another width elsewhere
+		if kind == "" || kind != strings.Replace(d.Type, "u", "c", 1) || int64(unix.Major(rdev)) != d.Major || int64(unix.Minor(rdev)) != d.Minor {
+			return fmt.Errorf("device %s: in a user namespace only the node's device of the same path can be had, and that is another one", d.Path)
+		}
+	}
+	return nil
 }

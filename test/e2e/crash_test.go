@@ -110,7 +110,12 @@ func newLife(n *Node) *life {
 // passes, starts it again, goes on as kubelet would, and finds a working pod
 // and, after its removal, nothing left.
 func TestCrashAtEveryFailpoint(t *testing.T) {
-	points := failpointsOfALife(t)
+	crashEverywhere(t, newLife, failpointsOfALife(t, newLife))
+}
+
+// crashEverywhere lives the life that begin begins once for each of points.
+func crashEverywhere(t *testing.T, begin func(*Node) *life, points []string) {
+	t.Helper()
 	t.Logf("%d failpoints: %s", len(points), strings.Join(points, " "))
 	const fewest = 15 // so that a lost tag or trace does not make this test pass
 	if len(points) < fewest {
@@ -126,7 +131,7 @@ func TestCrashAtEveryFailpoint(t *testing.T) {
 			defer func() { n.T = outer }()
 			n.Stop()
 			n.Programs.Env = []string{"CRID_FAILPOINTS=" + point + "=kill"}
-			l := newLife(n)
+			l := begin(n)
 			n.tolerant = true
 			n.Start()
 			n.tolerant = false
@@ -162,12 +167,12 @@ func TestCrashAtEveryFailpoint(t *testing.T) {
 }
 
 // failpointsOfALife are the names in the order in which they are first passed.
-func failpointsOfALife(t *testing.T) []string {
+func failpointsOfALife(t *testing.T, begin func(*Node) *life) []string {
 	t.Helper()
 	trace := t.TempDir() + "/trace"
 	n := NewNode(t, NodeOptions{Env: []string{"CRID_FAILPOINTS_TRACE=" + trace}})
 	n.Registry.Push("e2e/busybox:1", Busybox(t))
-	l := newLife(n)
+	l := begin(n)
 	pod, container := l.up()
 	l.down(pod, container)
 	b, err := os.ReadFile(trace)
