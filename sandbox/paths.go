@@ -7,18 +7,22 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/sandbox/config"
 )
 
 // pathProber runs system calls on paths of volumes, which may be on a network
 // file system whose server is gone: then a stat never returns, and nothing can
 // interrupt it. Such a call costs a thread until it returns, but no lock and
-// no name; further calls for the same path are refused without a thread.
+// no name; further calls for the same path are refused without a thread. Not even
+// a crid that is killed meanwhile is in its successor's way: see sys.GoApart.
 type pathProber struct {
 	mu    sync.Mutex
 	stuck map[string]int // +checklocks:mu; calls that have not returned in time, by path
@@ -27,33 +31,64 @@ type pathProber struct {
 // do runs f and waits for it, for limit at most and no longer than ctx lives. When
 // the error has kind Unavailable f may still run: what it writes must not be read.
 func (p *pathProber) do(ctx context.Context, limit time.Duration, path string, f func() error) error {
-	p.mu.Lock()
-	stuck := p.stuck[path] > 0
-	p.mu.Unlock()
-	if stuck {
-		return errkind.Errorf(errkind.Unavailable, "%s: its file system has not answered an earlier call; is it a dead network mount?", path)
+	_, err := p.each(ctx, limit, []string{path}, func(work func()) { go work() }, func(int) error { return f() })
+	return err
+}
+
+// each is do for one path after the other, each with a limit of its own, until f
+// fails. It says which. start starts the goroutine that they are looked at in,
+// which is not waited for, because it may never end.
+func (p *pathProber) each(ctx context.Context, limit time.Duration, paths []string, start func(func()), f func(i int) error) (int, error) {
+	for i, path := range paths {
+		if p.isStuck(path) {
+			return i, errkind.Errorf(errkind.Unavailable, "%s: its file system has not answered an earlier call; is it a dead network mount?", path)
+		}
 	}
-	done := make(chan error, 1)
-	go func() { // not waited for, because it may never end
-		done <- f()
-	}()
+	var left atomic.Bool
+	done := make(chan error, len(paths))
+	start(func() {
+		for i := range paths {
+			if left.Load() {
+				return
+			}
+			err := f(i)
+			done <- err
+			if err != nil {
+				return
+			}
+		}
+	})
 	t := time.NewTimer(limit)
 	defer t.Stop()
-	var err error
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		err = fmt.Errorf("wait for the file system of %s: %w", path, context.Cause(ctx))
-	case <-t.C:
-		err = errkind.Errorf(errkind.Unavailable, "%s: its file system does not answer within %v; is it a dead network mount?", path, limit)
+	for i, path := range paths {
+		var err error
+		select {
+		case err := <-done:
+			if err != nil {
+				return i, err
+			}
+			t.Reset(limit)
+			continue
+		case <-ctx.Done():
+			err = fmt.Errorf("wait for the file system of %s: %w", path, context.Cause(ctx))
+		case <-t.C:
+			err = errkind.Errorf(errkind.Unavailable, "%s: its file system does not answer within %v; is it a dead network mount?", path, limit)
+		}
+		left.Store(true)
+		p.count(path, 1)
+		go func() { // ends with f
+			<-done //nolint:errcheck // nobody waits for what f found any more
+			p.count(path, -1)
+		}()
+		return i, err
 	}
-	p.count(path, 1)
-	go func() { // ends with f
-		<-done //nolint:errcheck // nobody waits for what f found any more
-		p.count(path, -1)
-	}()
-	return err
+	return 0, nil
+}
+
+func (p *pathProber) isStuck(path string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stuck[path] > 0
 }
 
 func (p *pathProber) count(path string, n int) {
@@ -71,52 +106,75 @@ func (p *pathProber) count(path string, n int) {
 // mountSources is mounts with the host paths as they are on the node: links
 // followed, and what is missing made.
 func (m *Manager) mountSources(ctx context.Context, mounts []config.Mount) ([]config.Mount, error) {
-	found := make([]config.Mount, len(mounts))
+	found := slices.Clone(mounts)
+	var paths []string
+	var index []int // in mounts, of each path
 	for i, mount := range mounts {
-		if mount.Image != nil {
-			found[i] = mount
-			continue
+		if mount.Image == nil {
+			paths, index = append(paths, string(mount.HostPath)), append(index, i)
 		}
-		var path string
-		err := m.paths.do(ctx, m.o.HostPathTimeout, string(mount.HostPath), func() error {
-			p, err := mountSource(string(mount.HostPath), m.o.StrictMounts)
-			path = p
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("config.mounts[%d].host_path: %w", i, err)
-		}
-		if err := checkPropagation(path, mount.Propagation, m.o.Kernel.MountAt); err != nil {
+	}
+	if len(paths) == 0 {
+		return found, nil
+	}
+	resolved := make([]string, len(paths))
+	at, err := m.paths.each(ctx, m.o.HostPathTimeout, paths, sys.GoApart, func(i int) (err error) {
+		resolved[i], err = mountSource(paths[i], m.o.StrictMounts)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("config.mounts[%d].host_path: %w", index[at], err)
+	}
+	for j, i := range index {
+		if err := checkPropagation(resolved[j], mounts[i].Propagation, m.o.Kernel.MountAt); err != nil {
 			return nil, fmt.Errorf("config.mounts[%d].propagation: %w", i, err)
 		}
-		mount.HostPath = config.HostPath(path)
-		found[i] = mount
+		found[i].HostPath = config.HostPath(resolved[j])
 	}
 	return found, nil
 }
 
+// mountSource runs apart from the rest of the process (sys.GoApart): nothing
+// here may use a file that it has open, so not package os, by which tests are told
+// what it opens.
 func mountSource(path string, strict bool) (string, error) {
 	if !filepath.IsAbs(path) {
 		return "", errkind.Errorf(errkind.Invalid, "%q is not an absolute path", path)
 	}
-	resolved, err := filepath.EvalSymlinks(path)
+	resolved, err := sys.RealPath(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", badSource(err)
 	}
 	if err == nil {
 		return resolved, nil
 	}
-	if target, err := os.Readlink(path); err == nil {
-		return "", errkind.Errorf(errkind.Invalid, "%s is a symbolic link to %s, which does not exist", path, target)
+	target := make([]byte, 4096)
+	if n, err := syscall.Readlink(path, target); err == nil {
+		return "", errkind.Errorf(errkind.Invalid, "%s is a symbolic link to %s, which does not exist", path, target[:n])
 	}
 	if strict {
 		return "", errkind.Errorf(errkind.Invalid, "%s does not exist", path)
 	}
 	// CRI wants an error here, but hostPath volumes without a type rely on it.
-	if err := os.MkdirAll(path, 0o755); err != nil {
-		return "", badSource(fmt.Errorf("it does not exist and cannot be made: %w", err))
+	if err := makeSource(filepath.Clean(path)); err != nil {
+		return "", badSource(fmt.Errorf("%s does not exist and cannot be made: %w", path, err))
 	}
-	return filepath.EvalSymlinks(path)
+	return sys.RealPath(path)
+}
+
+// makeSource makes a folder and those above it. Others may do so at the same time.
+func makeSource(path string) error {
+	err := syscall.Mkdir(path, 0o755)
+	if errors.Is(err, fs.ErrNotExist) && path != "/" {
+		if err := makeSource(filepath.Dir(path)); err != nil {
+			return err
+		}
+		err = syscall.Mkdir(path, 0o755)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil // if it is no folder, what is below it cannot be made
+	}
+	return err
 }
 
 // badSource gives an error about a source its kind: what the request is to blame

@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 		_, _ = fmt.Sscan(arg, (*int)(&sig))
 		_ = syscall.Kill(os.Getpid(), sig)
 		select {}
+	case "hang": // hang LOCK DEAD: see hangApart
+		lock, dead, _ := strings.Cut(arg, " ")
+		hangApart(lock, dead)
 	case "parent": // parent JOB: start a child with JOB, print its PID, reap it when told by the end of a line
 		child := exec.Command("/proc/self/exe")
 		child.Env = append(os.Environ(), envChild+"="+arg)

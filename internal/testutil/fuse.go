@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -48,11 +49,11 @@ func (f *FUSE) Hang() {
 }
 
 // Swallow takes requests and does not answer them. Who has made one cannot even
-// be killed.
-func (f *FUSE) Swallow() {
+// be killed. The channel is closed at the first.
+func (f *FUSE) Swallow() (first <-chan struct{}) {
 	f.Hang()
 	_ = f.file.SetReadDeadline(time.Time{})
-	f.serve(false)
+	return f.serve(false)
 }
 
 // End fails all requests that wait, and unmounts. Safe twice.
@@ -81,8 +82,10 @@ const (
 	fuseRevision = 31
 )
 
-func (f *FUSE) serve(answer bool) {
+func (f *FUSE) serve(answer bool) (first <-chan struct{}) {
 	f.done = make(chan struct{})
+	came := make(chan struct{})
+	var once sync.Once
 	go func() {
 		defer close(f.done)
 		in := make([]byte, 1<<18)
@@ -91,11 +94,13 @@ func (f *FUSE) serve(answer bool) {
 			if err != nil {
 				return
 			}
+			once.Do(func() { close(came) })
 			if answer && n >= 40 {
 				_, _ = f.file.Write(fuseReply(in[:n]))
 			}
 		}
 	}()
+	return came
 }
 
 // fuseReply answers for a folder that is always there and always empty.

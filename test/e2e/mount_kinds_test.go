@@ -107,7 +107,7 @@ func TestMountSourcesAndTargets(t *testing.T) {
 		"below a file": {&cri.Mount{ContainerPath: "/v", HostPath: logFile + "/x"}, []string{"config.mounts[0].host_path: ", "not a directory"}},
 		"loop": {
 			&cri.Mount{ContainerPath: "/v", HostPath: symlink(t, "loop", n.path("volumes", "loop"))},
-			[]string{"config.mounts[0].host_path: ", "too many links"},
+			[]string{"config.mounts[0].host_path: ", "too many levels of symbolic links"},
 		},
 		"unknown option": {
 			&cri.Mount{ContainerPath: "/v", HostPath: a, MountOptions: []string{"noexec", "nocookies"}},
