@@ -88,24 +88,46 @@ type reader struct {
 	buf   []byte
 	found bool
 	err   error // the first that is not the file's absence
+
+	point string // mount point of the hierarchy in which the cgroup is open; "" for none
+	dir   sys.CgroupDir
+	there bool // dir is open
 }
 
 // file is the content of a file in the cgroup's folder below the mount point, until
-// the next call.
+// the next call. It is best asked for the files of one hierarchy in a row.
 func (r *reader) file(point, name string) []byte {
 	if point == "" {
 		return nil
 	}
-	b, err := sys.ReadCgroupFile(point+r.path+"/"+name, r.buf)
-	switch {
-	case err == nil:
-		r.found, r.buf = true, b
-		return b
-	case absent(err):
-	case r.err == nil:
+	if r.point != point {
+		r.close()
+		dir, err := sys.OpenCgroupDir(point + r.path)
+		r.note(err)
+		r.point, r.dir, r.there = point, dir, err == nil
+	}
+	if !r.there {
+		return nil
+	}
+	b, err := r.dir.Read(name, r.buf)
+	if r.note(err); err != nil {
+		return nil
+	}
+	r.found, r.buf = true, b
+	return b
+}
+
+func (r *reader) note(err error) {
+	if err != nil && !absent(err) && r.err == nil {
 		r.err = err
 	}
-	return nil
+}
+
+func (r *reader) close() {
+	if r.there {
+		r.dir.Close()
+	}
+	r.point, r.there = "", false
 }
 
 // absent: the controller is not on, the kernel is older, the kernel was told not
@@ -114,8 +136,10 @@ func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EOPNOTSUPP)
 }
 
-// end is the outcome. The cgroup itself was there if anything was.
+// end is the outcome, after which nothing is open. The cgroup itself was there if
+// anything was.
 func (r *reader) end() error {
+	r.close()
 	switch {
 	case r.err != nil && !r.found:
 		return fmt.Errorf("read figures of cgroup: %w", r.err)

@@ -43,11 +43,17 @@ func TestReadSmall(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	dir, err := sys.OpenCgroupDir(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
 	for _, buf := range [][]byte{nil, make([]byte, 0, 10), make([]byte, 5, 30000)} {
-		for name, read := range map[string]func(string, []byte) ([]byte, error){"ReadSmall": sys.ReadSmall, "ReadCgroupFile": sys.ReadCgroupFile} {
-			if got, err := read(path, buf); err != nil || string(got) != text {
-				t.Errorf("%s with room for %d = %d bytes, %v, want %d", name, cap(buf), len(got), err, len(text))
-			}
+		if got, err := sys.ReadSmall(path, buf); err != nil || string(got) != text {
+			t.Errorf("ReadSmall with room for %d = %d bytes, %v, want %d", cap(buf), len(got), err, len(text))
+		}
+		if got, err := dir.Read("file", buf); err != nil || string(got) != text {
+			t.Errorf("Read with room for %d = %d bytes, %v, want %d", cap(buf), len(got), err, len(text))
 		}
 	}
 	if _, err := sys.ReadSmall(path+".gone", nil); !errors.Is(err, fs.ErrNotExist) {

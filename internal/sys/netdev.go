@@ -44,7 +44,7 @@ func NetInterfaces(paths []string) [][]NetInterface {
 
 // enterNetNS moves the calling thread, which must be one to be thrown away.
 func enterNetNS(path string) bool {
-	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK)
+	fd, err := openRetry(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK)
 	if err != nil {
 		return false
 	}

@@ -6,17 +6,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReadSmall reads a file of /proc or of a cgroup into buf, which grows if it must.
-// It is os.ReadFile at half the cost: such files are pollable, and os would make each
-// of them known to the runtime's poller.
-func ReadSmall(path string, buf []byte) ([]byte, error) { return readSmall(path, buf, false) }
+// ReadSmall reads a file of /proc or /sys into buf, which grows if it must. It is
+// os.ReadFile at half the cost: such files are pollable, and os would make each of
+// them known to the runtime's poller.
+func ReadSmall(path string, buf []byte) ([]byte, error) {
+	return readSmall(unix.AT_FDCWD, path, buf, false)
+}
 
-// ReadCgroupFile is ReadSmall for the figures of a cgroup, which the kernel hands out
-// in one piece: less than was asked for is all.
-func ReadCgroupFile(path string, buf []byte) ([]byte, error) { return readSmall(path, buf, true) }
+// CgroupDir is an open folder of a cgroup, for who reads several of its files: the
+// way there is a tenth of the cost.
+type CgroupDir struct{ fd int }
 
-func readSmall(path string, buf []byte, onePiece bool) ([]byte, error) {
-	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC)
+// OpenCgroupDir opens a folder. It must be closed.
+func OpenCgroupDir(path string) (CgroupDir, error) {
+	fd, err := openRetry(unix.AT_FDCWD, path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	if err != nil {
+		return CgroupDir{}, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return CgroupDir{fd}, nil
+}
+
+// Read is ReadSmall for the figures of a cgroup, which the kernel hands out in one
+// piece: less than was asked for is all.
+func (d CgroupDir) Read(name string, buf []byte) ([]byte, error) {
+	return readSmall(d.fd, name, buf, true)
+}
+
+// Close closes the folder.
+func (d CgroupDir) Close() { _ = unix.Close(d.fd) }
+
+func readSmall(dir int, path string, buf []byte, onePiece bool) ([]byte, error) {
+	fd, err := openRetry(dir, path, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -46,9 +66,9 @@ func readSmall(path string, buf []byte, onePiece bool) ([]byte, error) {
 	}
 }
 
-func openRetry(path string, flags int) (int, error) {
+func openRetry(dir int, path string, flags int) (int, error) {
 	for {
-		fd, err := unix.Open(path, flags, 0)
+		fd, err := unix.Openat(dir, path, flags, 0)
 		if err != unix.EINTR {
 			return fd, err
 		}
