@@ -28,12 +28,11 @@ func ownWorkingDir(root, cwd string, uid, gid int) error {
 // makeDirs makes the folders of p that are missing below root, a descriptor.
 // Links lead nowhere but below root, whoever has made them.
 func makeDirs(root int, p string, uid, gid int) error {
-	how := unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	if fd, err := unix.Openat2(root, p, &how); err == nil {
+	switch fd, err := openDir(root, p); {
+	case err == nil:
 		return unix.Close(fd) // all there, the usual case
+	case errors.Is(err, unix.ENOSYS):
+		return nil // before Linux 5.6: left to libcontainer, and to root
 	}
 	at, err := unix.Dup(root)
 	if err != nil {
@@ -43,7 +42,7 @@ func makeDirs(root int, p string, uid, gid int) error {
 	done := "/"
 	for name := range strings.SplitSeq(strings.Trim(path.Clean(p), "/"), "/") {
 		done = path.Join(done, name)
-		next, err := unix.Openat2(root, done, &how)
+		next, err := openDir(root, done)
 		if errors.Is(err, unix.ENOENT) {
 			if err := unix.Mkdirat(at, name, 0o755); err != nil {
 				// A link to what is not there: libcontainer says what is wrong with it.
@@ -52,7 +51,7 @@ func makeDirs(root int, p string, uid, gid int) error {
 			if err := unix.Fchownat(at, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 				return err
 			}
-			next, err = unix.Openat2(root, done, &how)
+			next, err = openDir(root, done)
 		}
 		switch {
 		case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
@@ -64,6 +63,22 @@ func makeDirs(root int, p string, uid, gid int) error {
 		at = next
 	}
 	return nil
+}
+
+// openDir opens a folder below root. While others mount and rename, as on any
+// node, the kernel may not be able to tell where a link upwards leads.
+func openDir(root int, p string) (fd int, err error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	for range 100 {
+		fd, err = unix.Openat2(root, p, &how)
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	return fd, err
 }
 
 func ignoreExists(err error) error {
