@@ -332,6 +332,8 @@ func (r *ociRuntime) update(c *container, res *specs.LinuxResources, oom *int) e
 		return errkind.New(errkind.Invalid, err)
 	case errors.Is(err, unix.EBUSY), strings.Contains(err.Error(), "unable to set memory limit"):
 		return errkind.Errorf(errkind.BadState, "update resources: more memory is in use than the new limit allows: %w", err)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
+		return errkind.Errorf(errkind.Invalid, "update resources: the kernel does not take one of the values: %w", err)
 	}
 	return fmt.Errorf("update resources: %w", err)
 }

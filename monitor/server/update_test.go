@@ -94,8 +94,8 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 	memory, quota := n.memoryLimit("a"), n.cpuQuota("a")
 	for _, bad := range []string{`"cpu":{"quota":50000,"period":100000,"cpus":"99999"}`, `"cpu":{"quota":50000,"mems":"77"}`} {
 		_, err := n.client.Update(t.Context(), monitor.UpdateRequest{ID: "a", Resources: []byte(`{"memory":{"limit":67108864},` + bad + `}`)})
-		if err == nil {
-			t.Errorf("Update(%s) = nil, want an error", bad)
+		if !errkind.Is(err, errkind.Invalid) {
+			t.Errorf("Update(%s) = %v, want invalid", bad, err)
 		}
 		if m, q := n.memoryLimit("a"), n.cpuQuota("a"); m != memory || q != quota {
 			t.Errorf("after Update(%s), which failed, memory and quota are %s and %s, want %s and %s", bad, m, q, memory, quota)

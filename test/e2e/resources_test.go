@@ -239,6 +239,52 @@ func TestUpdateResources(t *testing.T) {
 	})
 }
 
+// The limit of swap is the sum of memory and swap, at creation and later.
+func TestSwapLimit(t *testing.T) {
+	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
+	p := n.PodConfig("swap")
+	pod := n.RunPod(p)
+	c := n.ContainerConfig("main", "sleep", "1000")
+	c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}
+	if n.resources(n.Run(pod, p, c)).MemorySwapLimitInBytes == 0 {
+		t.Skip("this kernel does not limit swap")
+	}
+	c = n.ContainerConfig("swap", "sleep", "1000")
+	c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20}
+	id := n.Run(pod, p, c)
+	pid := n.containerPID(id)
+	want := func(when string, memory, sum int64) {
+		t.Helper()
+		swap := sum // v1 counts both together
+		if isUnified() && sum >= 0 {
+			swap = sum - memory
+		}
+		text := strings.NewReplacer("max", "-1", "9223372036854771712", "-1")
+		gotMemory := text.Replace(cgroupValue(t, pid, "memory", "memory.limit_in_bytes", "memory.max"))
+		gotSwap := text.Replace(cgroupValue(t, pid, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max"))
+		if gotMemory != fmt.Sprint(memory) || gotSwap != fmt.Sprint(swap) {
+			t.Errorf("%s: the kernel has %s and %s for swap, want %d and %d", when, gotMemory, gotSwap, memory, swap)
+		}
+		if r := n.resources(id); r.MemoryLimitInBytes != memory || r.MemorySwapLimitInBytes != sum {
+			t.Errorf("%s: reported %d and %d, want %d and %d", when, r.MemoryLimitInBytes, r.MemorySwapLimitInBytes, memory, sum)
+		}
+	}
+	want("created", 64<<20, 96<<20)
+	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 32 << 20})
+	want("less memory", 32<<20, 96<<20)
+	wantCode(t, "more memory than the sum", n.update(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 128 << 20}), codes.InvalidArgument, "linux.memory_swap_limit_in_bytes")
+	want("after what is refused", 32<<20, 96<<20)
+	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 128 << 20, MemorySwapLimitInBytes: 160 << 20})
+	want("more of both", 128<<20, 160<<20)
+	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 64 << 20})
+	want("no swap", 64<<20, 64<<20)
+	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: -1})
+	want("no limit", -1, -1)
+	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20})
+	want("limited again", 64<<20, 64<<20)
+}
+
 // Raw files of cgroup v2, at creation and changed one by one.
 func TestUnified(t *testing.T) {
 	unified(t)
