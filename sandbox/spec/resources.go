@@ -58,6 +58,9 @@ func (b *resourceBuilder) cpu() error {
 		if strings.Trim(set.list, "0123456789,-") != "" {
 			return b.invalid(set.field, "%q is no list of numbers and ranges such as 0-3,8", set.list)
 		}
+		if set.list != "" && !b.h.hasController("cpuset") {
+			return b.invalid(set.field, "this node has no cpuset controller")
+		}
 	}
 	if r.CPUPeriod != 0 {
 		if r.CPUPeriod < minCPUPeriod || r.CPUPeriod > maxCPUPeriod {

@@ -13,7 +13,7 @@ import (
 // TestResources is what the golden files do not show: what each node can do, and
 // limits that are lifted.
 func TestResources(t *testing.T) {
-	v1 := Host{Controllers: []string{"memory", "hugetlb"}, SwapAccounting: true, HugePageSizes: []string{"2MB", "1GB"}}
+	v1 := Host{Controllers: []string{"memory", "hugetlb", "cpuset"}, SwapAccounting: true, HugePageSizes: []string{"2MB", "1GB"}}
 	v2 := v1
 	v2.CgroupUnified = true
 	poor := Host{}
