@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -106,5 +107,36 @@ func BenchmarkKillDelete(b *testing.B) {
 		h.Close()
 		b.StartTimer()
 		n.delete(id)
+	}
+}
+
+// BenchmarkAttach reads what a container writes as fast as it can, with a log
+// beside it and without.
+func BenchmarkAttach(b *testing.B) {
+	const piece = 1 << 20
+	for _, logged := range []bool{false, true} {
+		b.Run(fmt.Sprintf("log=%v", logged), func(b *testing.B) {
+			n := benchNode(b)
+			r := n.request("a", n.spec("yes", strings.Repeat("x", 99)))
+			if !logged {
+				r.LogPath = ""
+			}
+			n.create(r)
+			a := n.attach("a", "out")
+			n.start("a")
+			b.SetBytes(piece)
+			buf := make([]byte, piece)
+			i := 0
+			defer n.cpu(b)()
+			for b.Loop() {
+				if _, err := io.ReadFull(a.out, buf); err != nil {
+					b.Fatal(err)
+				}
+				if i++; i%256 == 0 && logged {
+					_ = os.Truncate(r.LogPath, 0)
+				}
+			}
+			a.close()
+		})
 	}
 }

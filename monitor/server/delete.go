@@ -228,6 +228,7 @@ func (s *Server) deleteUnknown(ctx context.Context, r monitor.DeleteRequest) err
 	for _, cg := range cgs {
 		errs = append(errs, cg.discard(ctx))
 	}
+	s.o.Store.remove(r.ID, allFiles...)
 	errs = append(errs, s.unmountImages(r.ID), unmountRootfs(s.rootfs(r.ID)), s.runtime.forget(r.ID), s.journal.remove(r.ID))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("delete container %s, which the monitor does not run: %w", r.ID, err)

@@ -136,10 +136,11 @@ func TestBothDie(t *testing.T) {
 	once := n.request("once", n.spec("sh", "-c", "cat; echo ended"))
 	once.Stdin, once.StdinOnce = true, true
 	run("once", once)
+	run("unknown", n.request("unknown", n.spec("sleep", "1000")))
 	terminal := n.spec("sh", "-c", "stty -echo; "+loop)
 	terminal.Process.Terminal = true
 	run("tty", n.request("tty", terminal))
-	want := "cat.stderr cat.stdin cat.stdout loop.stderr loop.stdout once.stderr once.stdout tty.console"
+	want := "cat.stderr cat.stdin cat.stdout loop.stderr loop.stdout once.stderr once.stdout tty.console unknown.stderr unknown.stdout"
 	testutil.WaitFor(t, "the store to keep "+want, func() bool { return strings.Join(k.names(), " ") == want })
 	lines := func(id string) int { return strings.Count(n.log(id), "\n") }
 	for _, id := range []string{"loop", "tty"} {
@@ -152,6 +153,8 @@ func TestBothDie(t *testing.T) {
 	before := map[string]int{"loop": lines("loop"), "tty": lines("tty")}
 	cmd = k.start(n)
 	n.client = n.connect()
+	n.delete("unknown") // by a monitor that does not have it
+	delete(requests, "unknown")
 	for id, r := range requests {
 		pidfd, err := sys.PidfdOpen(pids[id])
 		if err != nil {
