@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cridproject/crid/cri/stream"
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/sandbox"
 	"github.com/cridproject/crid/sandbox/config"
@@ -54,6 +55,19 @@ type Sandboxes interface {
 	// ExecSync with a timeout of 0 waits as long as it takes.
 	ExecSync(ctx context.Context, id string, args []string, timeout time.Duration) (sandbox.ExecResult, error)
 	ReopenLog(ctx context.Context, id string) error
+	// MayExec, MayAttach and MayForward say why a stream to a container or sandbox
+	// could not begin now, nil if it could, and the whole ID.
+	MayExec(id string) (string, error)
+	MayAttach(id string) (string, error)
+	MayForward(id string) (string, error)
+}
+
+// Streams is what the server needs of stream.Server: URLs for clients to connect
+// to, each good once and for a minute.
+type Streams interface {
+	ExecURL(id string, args []string, w stream.Wanted) (string, error)
+	AttachURL(id string, w stream.Wanted) (string, error)
+	PortForwardURL(id string, ports []int32) (string, error)
 }
 
 // Images is what the server needs of image.Store.
@@ -70,6 +84,7 @@ type Images interface {
 type Options struct {
 	Sandboxes Sandboxes // required
 	Images    Images    // required
+	Streams   Streams   // required
 
 	// NetworkStatus says why pods cannot be attached to a network at the moment;
 	// nil when they can. It must not wait. Required.
@@ -110,8 +125,8 @@ type Server struct {
 // New makes a server. Register makes it part of a gRPC server.
 func New(o Options) (*Server, error) {
 	switch {
-	case o.Sandboxes == nil, o.Images == nil, o.NetworkStatus == nil:
-		return nil, errors.New("cri: Sandboxes, Images and NetworkStatus are required")
+	case o.Sandboxes == nil, o.Images == nil, o.Streams == nil, o.NetworkStatus == nil:
+		return nil, errors.New("cri: Sandboxes, Images, Streams and NetworkStatus are required")
 	case o.Version == "":
 		// The client library of kubelet refuses a runtime without a version.
 		return nil, errors.New("cri: Version is required")

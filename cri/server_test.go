@@ -165,6 +165,7 @@ func newTestServer(t *testing.T, node *fakeNode, change ...func(*Options)) *test
 	o := Options{
 		Sandboxes:     fakeSandboxes{node},
 		Images:        fakeImages{node},
+		Streams:       node,
 		NetworkStatus: func() error { return nil },
 		CgroupDriver:  "cgroupfs",
 		Version:       "1.2.3",
@@ -202,7 +203,7 @@ func newTestServer(t *testing.T, node *fakeNode, change ...func(*Options)) *test
 
 func TestNewRefuses(t *testing.T) {
 	good := Options{
-		Sandboxes: fakeSandboxes{}, Images: fakeImages{}, NetworkStatus: func() error { return nil },
+		Sandboxes: fakeSandboxes{}, Images: fakeImages{}, Streams: &fakeNode{}, NetworkStatus: func() error { return nil },
 		CgroupDriver: "systemd", Version: "v",
 	}
 	if _, err := New(good); err != nil {
@@ -211,6 +212,7 @@ func TestNewRefuses(t *testing.T) {
 	for name, spoil := range map[string]func(*Options){
 		"Sandboxes":     func(o *Options) { o.Sandboxes = nil },
 		"Images":        func(o *Options) { o.Images = nil },
+		"Streams":       func(o *Options) { o.Streams = nil },
 		"NetworkStatus": func(o *Options) { o.NetworkStatus = nil },
 		"Version":       func(o *Options) { o.Version = "" },
 		"CgroupDriver":  func(o *Options) { o.CgroupDriver = "auto" },

@@ -10,9 +10,6 @@ import (
 // unimplemented is every RPC that crid does not have, with the reason that its
 // callers are told. Clients have another way for each of them, or do without.
 var unimplemented = map[string]string{
-	"Exec":                "there are no streams yet; use ExecSync",
-	"Attach":              "there are no streams yet",
-	"PortForward":         "there are no streams yet",
 	"GetContainerEvents":  "there are no events yet; kubelet lists instead",
 	"CheckpointContainer": "there are no checkpoints yet",
 	"CheckpointPod":       "there are no checkpoints yet",
@@ -22,18 +19,6 @@ var unimplemented = map[string]string{
 func refuse(rpc string) error { return &unimplementedError{rpc, unimplemented[rpc]} }
 
 // The methods below are those of the table, one for one.
-
-func (*Server) Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error) {
-	return nil, refuse("Exec")
-}
-
-func (*Server) Attach(context.Context, *v1.AttachRequest) (*v1.AttachResponse, error) {
-	return nil, refuse("Attach")
-}
-
-func (*Server) PortForward(context.Context, *v1.PortForwardRequest) (*v1.PortForwardResponse, error) {
-	return nil, refuse("PortForward")
-}
 
 func (*Server) CheckpointContainer(context.Context, *v1.CheckpointContainerRequest) (*v1.CheckpointContainerResponse, error) {
 	return nil, refuse("CheckpointContainer")

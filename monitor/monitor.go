@@ -109,6 +109,8 @@ type ExecRequest struct {
 	ExecID string // unique within the container, chosen by crid
 	Args   []string
 	TTY    bool
+	// Rows and Columns are the terminal's size from the start; 0 is the kernel's.
+	Rows, Columns uint16
 }
 
 // ExecReply says that the process runs; its end comes as an Exit with ExecID.

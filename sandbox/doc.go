@@ -47,7 +47,7 @@
 //  1. Manager.sandboxOps, one for each sandbox: an operation on it. Held across
 //     calls to plugins and the monitor, for minutes if need be.
 //  2. Manager.containerOps, one for each container: making, starting, removing it.
-//     Stop and ExecSync do not take it: a Stop that waits must not keep another
+//     Stop, execs and streams do not take it: a Stop that waits must not keep another
 //     from shortening it, or Remove from killing. Who holds that of a container that
 //     has been made does not wait for the monitor to come back (lockContainer).
 //  3. sandbox.mu, container.mu: the record. Held for one write of a file.
@@ -62,8 +62,8 @@
 // state and then lists its containers under the same lock. One sees the other.
 //
 // Work outlives the client that asked for it (detach): a client whose deadline
-// has passed asks again, and finds the first attempt. Only Stop of a container
-// and ExecSync end with their client.
+// has passed asks again, and finds the first attempt. Only Stop of a container,
+// execs and streams end with their client.
 //
 // # The monitor comes and goes
 //

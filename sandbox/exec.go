@@ -88,18 +88,29 @@ func (m *Manager) waitExec(ctx context.Context, mon Monitor, c *container, execI
 		defer t.Stop()
 		expired = t.C
 	}
-	var why error
 	select {
 	case e := <-done:
-		if e.Lost {
-			return e, errkind.Errorf(errkind.Unavailable, "the connection to crid-monitor was lost, how it ended is not known")
-		}
-		return e, nil
+		return ended(e)
 	case <-expired:
-		why = errkind.Errorf(errkind.Timeout, "it has not exited after %v and was killed", timeout)
+		m.killExec(ctx, mon, c, execID, done)
+		return monitor.Exit{}, errkind.Errorf(errkind.Timeout, "it has not exited after %v and was killed", timeout)
 	case <-ctx.Done():
-		why = fmt.Errorf("it was killed, because its caller has gone: %w", context.Cause(ctx))
+		m.killExec(ctx, mon, c, execID, done)
+		return monitor.Exit{}, fmt.Errorf("it was killed, because its caller has gone: %w", context.Cause(ctx))
 	}
+}
+
+// ended is what an exec's exit means to who waits for it.
+func ended(e monitor.Exit) (monitor.Exit, error) {
+	if e.Lost {
+		return e, errkind.Errorf(errkind.Unavailable, "the connection to crid-monitor was lost, how it ended is not known")
+	}
+	return e, nil
+}
+
+// killExec kills an exec with all its descendants and waits until it has exited.
+// ctx may have ended.
+func (m *Manager) killExec(ctx context.Context, mon Monitor, c *container, execID string, done <-chan monitor.Exit) {
 	ctx, cancel := detach(ctx, m.o.KillTimeout)
 	defer cancel()
 	err := mon.Signal(ctx, monitor.SignalRequest{ID: string(c.id), ExecID: execID, Signal: sigKill, All: true})
@@ -111,9 +122,8 @@ func (m *Manager) waitExec(ctx context.Context, mon Monitor, c *container, execI
 		}
 	}
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Could not kill an exec that took too long", "exec", execID)
+		klog.FromContext(ctx).Error(err, "Could not kill an exec", "exec", execID)
 	}
-	return monitor.Exit{}, why
 }
 
 // collector reads one stream of an exec.

@@ -59,7 +59,9 @@ type Monitor interface {
 	Create(ctx context.Context, r monitor.CreateRequest) (monitor.CreateReply, *monitor.Hold, error)
 	Start(ctx context.Context, id string) error
 	Exec(ctx context.Context, r monitor.ExecRequest, stdio [3]*os.File) (*monitor.ExecProcess, error)
+	Attach(ctx context.Context, r monitor.AttachRequest, stdio [3]*os.File) error
 	Signal(ctx context.Context, r monitor.SignalRequest) error
+	Resize(ctx context.Context, r monitor.ResizeRequest) error
 	ReopenLog(ctx context.Context, id string) error
 	Update(ctx context.Context, r monitor.UpdateRequest) (monitor.UpdateReply, error)
 	Delete(ctx context.Context, r monitor.DeleteRequest) error

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/cridproject/crid/cri/stream"
 )
 
 // defaultConfigFile is read when --config is not given; it need not exist.
@@ -45,8 +47,9 @@ type Config struct {
 
 	DrainTimeout duration `toml:"drain_timeout" comment:"How long crid waits at SIGTERM for requests under way. Containers run on in any case."`
 
-	CNI      CNIConfig      `toml:"cni" comment:"The pods' network."`
-	Registry RegistryConfig `toml:"registry" comment:"Where images come from."`
+	CNI       CNIConfig       `toml:"cni" comment:"The pods' network."`
+	Registry  RegistryConfig  `toml:"registry" comment:"Where images come from."`
+	Streaming StreamingConfig `toml:"streaming" comment:"Where kubelet connects to for exec, attach and port-forward."`
 }
 
 // CNIConfig is the pods' network.
@@ -67,6 +70,18 @@ type RegistryConfig struct {
 	MaxConcurrentDownloads int `toml:"max_concurrent_downloads" comment:"Layers of one pull that are fetched at the same time. 1 to 64."`
 
 	ProgressTimeout duration `toml:"progress_timeout" comment:"A pull that gets no byte for so long is given up."`
+}
+
+// StreamingConfig is the server of exec, attach and port-forward.
+type StreamingConfig struct {
+	Address string `toml:"address" comment:"IP address to listen on. kubelet, on the same node, is the only client that connects to\nit. One that is not a loopback address needs TLS: whoever reads a URL on its way could\nuse it instead of kubelet."`
+
+	Port int `toml:"port" comment:"0: any that is free. At most 65535."`
+
+	TLSCertFile string `toml:"tls_cert_file" comment:"Certificate in PEM, and its key. Both are read again when the certificate's file changes.\nEmpty: no TLS."`
+	TLSKeyFile  string `toml:"tls_key_file"`
+
+	IdleTimeout duration `toml:"idle_timeout" comment:"A connection on which nothing moves for so long is closed. 1s to 168h."`
 }
 
 // Default is the configuration without a file.
@@ -91,6 +106,7 @@ func Default() Config {
 			MaxConcurrentDownloads: 6,
 			ProgressTimeout:        duration{Duration: time.Minute},
 		},
+		Streaming: StreamingConfig{Address: "127.0.0.1", IdleTimeout: duration{Duration: 4 * time.Hour}},
 	}
 }
 
@@ -205,6 +221,7 @@ func wrongType(err *toml.DecodeError) string {
 	for suffix, want := range map[string]string{
 		" of type int": "a whole number", " of type string": "text in quotes", " of type bool": "true or false",
 		" of type []string": "a list of texts", " of type main.CNIConfig": "a section", " of type main.RegistryConfig": "a section",
+		" of type main.StreamingConfig": "a section",
 	} {
 		if strings.HasSuffix(text, suffix) {
 			return "must be " + want
@@ -236,6 +253,8 @@ func (c *Config) validate() *badKey {
 		{"monitor_binary", c.MonitorBinary, true},
 		{"cni.conf_dir", c.CNI.ConfDir, false},
 		{"cni.cache_dir", c.CNI.CacheDir, true},
+		{"streaming.tls_cert_file", c.Streaming.TLSCertFile, true},
+		{"streaming.tls_key_file", c.Streaming.TLSKeyFile, true},
 	} {
 		if !filepath.IsAbs(p.value) && !(p.optional && p.value == "") {
 			return &badKey{p.key, fmt.Sprintf("is %q, must be an absolute path", p.value)}
@@ -271,16 +290,40 @@ func (c *Config) validate() *badKey {
 	case c.Registry.MaxConcurrentDownloads < 1 || c.Registry.MaxConcurrentDownloads > 64:
 		return &badKey{"registry.max_concurrent_downloads", fmt.Sprintf("is %d, must be between 1 and 64", c.Registry.MaxConcurrentDownloads)}
 	}
+	if bad := c.Streaming.validate(); bad != nil {
+		return bad
+	}
+	const week = 7 * 24 * time.Hour
 	for _, d := range []struct {
 		key   string
 		value duration
-	}{{"drain_timeout", c.DrainTimeout}, {"cni.timeout", c.CNI.Timeout}, {"registry.progress_timeout", c.Registry.ProgressTimeout}} {
+		most  time.Duration
+		name  string // of most
+	}{
+		{"drain_timeout", c.DrainTimeout, time.Hour, "1h"},
+		{"cni.timeout", c.CNI.Timeout, time.Hour, "1h"},
+		{"registry.progress_timeout", c.Registry.ProgressTimeout, time.Hour, "1h"},
+		{"streaming.idle_timeout", c.Streaming.IdleTimeout, week, "168h"},
+	} {
 		if d.value.wrong != "" {
 			return &badKey{d.key, fmt.Sprintf("is %q, must be a duration such as \"90s\" or \"1m30s\"", d.value.wrong)}
 		}
-		if d.value.Duration < time.Second || d.value.Duration > time.Hour {
-			return &badKey{d.key, fmt.Sprintf("is %s, must be between 1s and 1h", d.value)}
+		if d.value.Duration < time.Second || d.value.Duration > d.most {
+			return &badKey{d.key, fmt.Sprintf("is %s, must be between 1s and %s", d.value, d.name)}
 		}
+	}
+	return nil
+}
+
+func (c *StreamingConfig) validate() *badKey {
+	if (c.TLSCertFile == "") != (c.TLSKeyFile == "") {
+		return &badKey{"streaming.tls_key_file", "and streaming.tls_cert_file belong together: set both or none"}
+	}
+	if why := stream.CheckAddress(c.Address, c.TLSCertFile != ""); why != "" {
+		return &badKey{"streaming.address", why}
+	}
+	if c.Port < 0 || c.Port > 65535 {
+		return &badKey{"streaming.port", fmt.Sprintf("is %d, must be between 0 and 65535", c.Port)}
 	}
 	return nil
 }

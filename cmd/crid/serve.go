@@ -17,6 +17,7 @@ import (
 
 	"github.com/cridproject/crid/cni"
 	"github.com/cridproject/crid/cri"
+	"github.com/cridproject/crid/cri/stream"
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/sandbox"
@@ -41,6 +42,7 @@ type daemon struct {
 	images  *image.Store
 	network *cni.Network
 	manager *sandbox.Manager
+	streams *stream.Server
 	server  *grpc.Server
 	admin   *http.Server
 
@@ -165,8 +167,16 @@ func (d *daemon) parts(ctx context.Context) error {
 		return err
 	}
 	d.closers = append(d.closers, d.manager.Close)
+	d.streams, err = stream.New(stream.Options{
+		Runtime: d.manager, Address: c.Streaming.Address, Port: uint16(c.Streaming.Port),
+		Certificate: c.Streaming.TLSCertFile, Key: c.Streaming.TLSKeyFile, IdleTimeout: c.Streaming.IdleTimeout.Duration,
+	})
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, d.streams.Close)
 	server, err := cri.New(cri.Options{
-		Sandboxes: d.manager, Images: d.images,
+		Sandboxes: d.manager, Images: d.images, Streams: d.streams,
 		NetworkStatus: d.network.Status, RuntimeStatus: d.link.status,
 		CgroupDriver: driver, Version: version(), Node: &node,
 		Config: verboseConfig{c, c.State, c.Root}, MonitorDump: d.link.dump,
@@ -193,7 +203,11 @@ type verboseConfig struct {
 
 // run serves until ctx ends or a server fails.
 func (d *daemon) run(ctx context.Context, stop context.CancelFunc, criSocket, adminSocket net.Listener) error {
-	failed := make(chan error, 3)
+	failed := make(chan error, 4)
+	streamCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	endStreams := func() { cancel(errors.New("crid is ending")) }
+	defer endStreams()
+	d.background.Go(func() { failed <- d.streams.Serve(streamCtx) })
 	d.background.Go(func() { failed <- d.server.Serve(criSocket) })
 	d.background.Go(func() { failed <- d.admin.Serve(adminSocket) })
 	d.background.Go(func() {
@@ -203,7 +217,7 @@ func (d *daemon) run(ctx context.Context, stop context.CancelFunc, criSocket, ad
 	})
 
 	log := klog.FromContext(ctx)
-	log.Info("Serving CRI", "path", d.config.Socket)
+	log.Info("Serving CRI", "path", d.config.Socket, "streams", d.streams.Addr())
 	if err := notify("READY=1"); err != nil {
 		log.Error(err, "Could not tell the service manager that crid is ready")
 	}
@@ -216,12 +230,13 @@ func (d *daemon) run(ctx context.Context, stop context.CancelFunc, criSocket, ad
 	}
 	stop() // a second signal ends the process at once
 	_ = notify("STOPPING=1")
-	d.drain()
+	d.drain(endStreams)
 	return err
 }
 
-// drain lets requests under way finish, for a while.
-func (d *daemon) drain() {
+// drain lets requests under way finish, for a while. Streams, which may last for
+// days, are not waited for: they end with the last request.
+func (d *daemon) drain(endStreams func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), d.config.DrainTimeout.Duration)
 	defer cancel()
 	done := make(chan struct{})
@@ -239,6 +254,7 @@ func (d *daemon) drain() {
 		d.server.Stop()
 		<-done
 	}
+	endStreams()
 	d.background.Wait()
 }
 

@@ -41,8 +41,12 @@ var rules = map[string]rule{
 		own: []string{"monitor", "monitor/server", leafs}, other: []string{klog, "github.com/opencontainers/runc/libcontainer"},
 	},
 	"cri": {
-		own:   []string{"sandbox", "sandbox/config", "image", "internal/errkind"},
-		other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "google.golang.org/protobuf", "k8s.io/cri-streaming", klog, "tags.cncf.io/container-device-interface/pkg/parser"},
+		own:   []string{"cri/stream", "sandbox", "sandbox/config", "image", "internal/errkind"},
+		other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "google.golang.org/protobuf", klog, "tags.cncf.io/container-device-interface/pkg/parser"},
+	},
+	"cri/stream": {
+		own:   []string{"sandbox", leafs},
+		other: []string{"k8s.io/cri-streaming", "k8s.io/streaming", "k8s.io/utils/exec", "golang.org/x/net/websocket", klog},
 	},
 	"sandbox": {
 		own:   []string{"sandbox/config", "sandbox/spec/...", "cni", "image", "monitor", leafs},
@@ -163,7 +167,8 @@ func TestRuleFor(t *testing.T) {
 		want        bool
 	}{
 		{"cri", module + "/sandbox", true},
-		{"cri/stream", module + "/sandbox/config", true},
+		{"cri/stream", module + "/sandbox", true},
+		{"cri/stream", module + "/image", false},
 		{"cri", module + "/monitor", false},
 		{"cri", module + "/internal/sys", false},
 		{"sandbox", module + "/cri", false},

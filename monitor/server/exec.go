@@ -120,7 +120,7 @@ func (s *Server) launchExec(c *container, e *execProc, r monitor.ExecRequest, fi
 	defer status.Close()
 	defer childStatus.Close()
 	l.status = childStatus
-	pid, err := s.runtime.exec(c.id, r.Args, r.TTY, l)
+	pid, err := s.runtime.exec(r, l)
 	_ = childStatus.Close()
 	text := trimText(readAll(status, 4096)) // until the program is executed, or the process has ended
 	if err != nil {

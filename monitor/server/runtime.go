@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/monitor/server/filter"
 )
 
@@ -210,7 +211,8 @@ func lookupError(err error, args []string) string {
 
 // exec starts one more process in a container, for which the reaper waits. The
 // status pipe says when its program has been executed.
-func (r *ociRuntime) exec(id string, args []string, tty bool, io launch) (pid int, err error) {
+func (r *ociRuntime) exec(x monitor.ExecRequest, io launch) (pid int, err error) {
+	id, args := x.ID, x.Args
 	release := r.slot()
 	defer release()
 	defer r.reaper.begin()()
@@ -223,7 +225,10 @@ func (r *ociRuntime) exec(id string, args []string, tty bool, io launch) (pid in
 		return 0, err
 	}
 	sp.Args, sp.ConsoleSize = args, nil
-	if tty && !slices.ContainsFunc(sp.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
+	if x.Rows > 0 && x.Columns > 0 {
+		sp.ConsoleSize = &specs.Box{Height: uint(x.Rows), Width: uint(x.Columns)}
+	}
+	if x.TTY && !slices.ContainsFunc(sp.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
 		sp.Env = append(sp.Env, "TERM=xterm")
 	}
 	p, err := newProcess(&sp)

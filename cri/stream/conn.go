@@ -1,0 +1,186 @@
+package stream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cridproject/crid/internal/sys"
+)
+
+// hungUpGrace is how long a client that has gone is written to, and what it has
+// sent before is read.
+const hungUpGrace = 2 * time.Second
+
+// conn is a client's connection that knows when the client has gone. HTTP does
+// not tell once a connection has been taken over, and streams tell only those
+// who read them.
+type conn struct {
+	net.Conn
+	gone  atomic.Bool
+	taken atomic.Bool             // HTTP's server has given it away
+	end   context.CancelCauseFunc // of the connection's context
+}
+
+// errGone is the cause of a context that ended because its client has gone.
+var errGone = errors.New("the client has gone")
+
+type listener struct{ net.Listener }
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Conn: c}, nil
+}
+
+type connKey struct{}
+
+// connContext makes the context of all that happens on c.
+func connContext(ctx context.Context, c net.Conn) context.Context {
+	own := unwrap(c)
+	ctx, own.end = context.WithCancelCause(ctx)
+	return context.WithValue(ctx, connKey{}, own)
+}
+
+func unwrap(c net.Conn) *conn {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	return c.(*conn)
+}
+
+func connState(c net.Conn, state http.ConnState) {
+	if state == http.StateHijacked {
+		unwrap(c).taken.Store(true)
+	}
+}
+
+func connOf(ctx context.Context) *conn { return ctx.Value(connKey{}).(*conn) }
+
+// Read notices the end. A deadline is none: HTTP sets one to get its reader back.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.hangUp(fmt.Errorf("%w: %w", errGone, err))
+	}
+	return n, err
+}
+
+// Close is also what the protocols do to a client that is idle for too long.
+// Idempotent.
+func (c *conn) Close() error {
+	c.hangUp(errGone)
+	if err := c.Conn.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// hangUp ends the connection's context. Who writes to it gets an error soon: a
+// client that has gone takes nothing, and may leave a writer waiting for ever.
+func (c *conn) hangUp(why error) {
+	if c.gone.Swap(true) {
+		return
+	}
+	_ = c.Conn.SetWriteDeadline(time.Now().Add(hungUpGrace))
+	if c.end != nil {
+		c.end(why)
+	}
+}
+
+// finish closes a connection that is not HTTP's any more: the protocols forget it
+// on some of their errors. Where they have said goodbye to the client, it has a
+// moment to take that.
+func (c *conn) finish(ctx context.Context) {
+	if !c.taken.Load() {
+		return
+	}
+	t := time.NewTimer(hungUpGrace)
+	defer t.Stop()
+	select {
+	case <-ctx.Done(): // closed, most of the time
+	case <-t.C:
+	}
+	_ = c.Close()
+}
+
+// SetDeadline and SetWriteDeadline do not undo what hangUp has set.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetWriteDeadline is net.Conn's.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	if c.gone.Load() {
+		return nil
+	}
+	return c.Conn.SetWriteDeadline(t)
+}
+
+// watch notices that the client has gone also while nobody reads, because a
+// process does not take what was sent to it. The caller ends it with stop.
+func (c *conn) watch() (stop func()) {
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if sys.AwaitHangUp(ctx, tcp) != nil {
+			return
+		}
+		// First those who read may come to the end by themselves.
+		t := time.NewTimer(hungUpGrace)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			c.hangUp(errGone)
+		case <-ctx.Done():
+		}
+	})
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+// certificate is a TLS certificate that is read again when its file has changed.
+type certificate struct {
+	cert, key string // files
+
+	mu   sync.Mutex
+	of   time.Time        // +checklocks:mu; change of cert
+	last *tls.Certificate // +checklocks:mu
+}
+
+// get is tls.Config's GetCertificate. While the files are being replaced, it is
+// the one before.
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	st, err := os.Stat(c.cert)
+	if err == nil && c.last != nil && st.ModTime().Equal(c.of) {
+		return c.last, nil
+	}
+	var pair tls.Certificate
+	if err == nil {
+		pair, err = tls.LoadX509KeyPair(c.cert, c.key)
+	}
+	switch {
+	case err == nil:
+		c.last, c.of = &pair, st.ModTime()
+	case c.last == nil:
+		return nil, fmt.Errorf("read TLS certificate: %w", err)
+	}
+	return c.last, nil
+}
