@@ -62,7 +62,7 @@ func TestMaskedAndReadonlyPaths(t *testing.T) {
 		if n.fails(id, "test -d "+dir) {
 			continue
 		}
-		if got := n.Sh(id, "ls -A "+dir); got != "" {
+		if got := n.Sh(id, "ls -A "+dir+"; true"); got != "" { // AppArmor may not even let it look
 			t.Errorf("masked %s holds %q, want nothing", dir, got)
 		}
 		if !n.fails(id, "touch "+dir+"/x") || !strings.HasPrefix(n.mountOptions(id, dir), "ro,") {
