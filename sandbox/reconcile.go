@@ -265,6 +265,8 @@ func (m *Manager) meetSandbox(ctx context.Context, mon Monitor, s *sandbox, item
 		return
 	case r.State == SandboxReady && r.NetNS != "" && !m.o.Kernel.Pinned(r.NetNS):
 		m.lost(ctx, s, "its network namespace is gone")
+	case r.State == SandboxReady && r.Config.Namespaces.UserMap != nil && !m.o.Kernel.Pinned(m.sandboxFile(s.id, fileUser)):
+		m.lost(ctx, s, "its user namespace is gone")
 	}
 	if r.Holder == nil {
 		return

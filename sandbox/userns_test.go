@@ -42,6 +42,18 @@ func TestUserNamespacePins(t *testing.T) {
 	if slices.Index(steps, "sandbox.run.hold") < slices.Index(steps, "sandbox.run.namespaces") {
 		t.Errorf("the PID namespace was made before the user namespace that owns it: %v", steps)
 	}
+	n.Restart()
+	if st, err := n.Manager.Sandbox(string(id)); err != nil || st.State != sandbox.SandboxReady {
+		t.Errorf("after a restart the sandbox is %q, %v", st.State, err)
+	}
+	n.Kill()
+	if err := n.Kernel.Unpin(path); err != nil {
+		t.Fatal(err)
+	}
+	n.Restart()
+	if st, err := n.Manager.Sandbox(string(id)); err != nil || st.State != sandbox.SandboxNotReady {
+		t.Errorf("with its user namespace gone the sandbox is %q, %v", st.State, err)
+	}
 	if err := n.Manager.StopSandbox(t.Context(), string(id)); err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ const defaultConfigFile = "/etc/crid/config.toml"
 type Config struct {
 	Root string `toml:"root" comment:"Folder of what survives a reboot: images, layers, writable layers, records.\nMust be on a local file system that overlayfs takes as upper layer (ext4, xfs)."`
 
-	State string `toml:"state" comment:"Folder of what a reboot may lose: sockets, resolv.conf and so on of pods, the\nmonitor's state. Should be on a tmpfs."`
+	State string `toml:"state" comment:"Folder of what a reboot may lose: sockets, resolv.conf and so on of pods, the\nmonitor's state. Should be on a tmpfs. For user namespaces of pods, other users\nmust be able to pass through it and the folders above it (mode 0711)."`
 
 	Socket string `toml:"socket" comment:"Unix socket on which CRI is served (mode 0660). At most 107 bytes."`
 

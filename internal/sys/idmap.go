@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,7 +54,7 @@ var errDetached = errors.New("the kernel makes no overlay of detached mounts")
 // withIDMapped needs a thread that ends afterwards.
 func withIDMapped(folders []string, userns *os.File, attach bool, use func([]string) error) error {
 	shared := sharedFolder(folders)
-	clone, err := CloneIDMapped(shared, userns)
+	clone, err := CloneIDMapped(cmp.Or(shared, "/"), userns)
 	if err != nil {
 		return err
 	}
@@ -80,7 +81,8 @@ func withIDMapped(folders []string, userns *os.File, attach bool, use func([]str
 	return err
 }
 
-// sharedFolder is the deepest folder that all absolute, clean paths are below.
+// sharedFolder is the deepest folder that all absolute, clean paths are below,
+// "" for the root.
 func sharedFolder(paths []string) string {
 	shared := filepath.Dir(paths[0])
 	for _, p := range paths[1:] {

@@ -215,3 +215,21 @@ func TestWithIDMappedOverMount(t *testing.T) {
 		t.Error("a layer with a mount on it was taken for an empty folder")
 	}
 }
+
+func TestSharedFolder(t *testing.T) {
+	for _, tt := range []struct {
+		paths []string
+		want  string
+	}{
+		{[]string{"/a/b/c"}, "/a/b"},
+		{[]string{"/a/b/c", "/a/b/d/e"}, "/a/b"},
+		{[]string{"/a/bc/x", "/a/b/x"}, "/a"},
+		{[]string{"/a/b", "/a/b/c"}, "/a"},
+		{[]string{"/a/x", "/b/x"}, ""},
+		{[]string{"/a"}, ""},
+	} {
+		if got := sys.SharedFolder(tt.paths); got != tt.want {
+			t.Errorf("sharedFolder(%q) = %q, want %q", tt.paths, got, tt.want)
+		}
+	}
+}

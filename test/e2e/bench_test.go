@@ -25,6 +25,7 @@ import (
 var (
 	endpointFlag = flag.String("endpoint", "", "benchmark the runtime that serves here (unix:///...) instead of a crid of our own")
 	imageFlag    = flag.String("bench-image", BusyboxRef, "image of the benchmarks' containers, with -endpoint: it must be there")
+	usernsFlag   = flag.Bool("bench-userns", false, "give the benchmarks' pods user namespaces")
 	programsFlag = flag.String("bench-programs", "crid,crid-monitor", "names of the runtime's processes, for their memory")
 )
 
@@ -55,6 +56,9 @@ func (n *Node) benchPod(i int, hostNetwork bool) *cri.PodSandboxConfig {
 	if hostNetwork {
 		p.Hostname = ""
 		p.Linux.SecurityContext.NamespaceOptions.Network = cri.NamespaceMode_NODE
+	}
+	if *usernsFlag {
+		usernsPod(p, 1<<18)
 	}
 	return p
 }
