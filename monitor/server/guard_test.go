@@ -90,3 +90,38 @@ func TestDeadMount(t *testing.T) {
 	<-done
 	n.nothingOf("deleted")
 }
+
+// What cannot even be killed is waited for in vain, said so, and costs nobody
+// else anything; when its file system answers at last, it can be deleted.
+func TestDeadMountThatCannotBeKilled(t *testing.T) {
+	n := newNode(t)
+	fuse, request := n.deadMount()
+	r := request("stuck")
+	_, hold, err := n.client.Create(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.Close()
+	n.start("stuck")
+	waits := fuse.Swallow()
+	execDone := make(chan struct{})
+	go func() {
+		defer close(execDone)
+		_, _, _, _ = n.exec("stuck", "ls", "/dead")
+	}()
+	<-waits
+	remove := monitor.DeleteRequest{ID: "stuck", CgroupsPath: n.cgroupsPath("stuck"), SystemdCgroup: n.systemd}
+	deleted := make(chan error, 1)
+	go func() { deleted <- n.client.Delete(context.Background(), remove) }()
+	n.run("other", "sleep", "1000")
+	if out, _, _, err := n.exec("other", "echo", "fine"); err != nil || out != "fine\n" {
+		t.Errorf("exec in another container = %q, %v", out, err)
+	}
+	if err := <-deleted; !errkind.Is(err, errkind.Timeout) || !strings.Contains(err.Error(), "after SIGKILL") {
+		t.Errorf("Delete = %v, want a timeout that names what is left", err)
+	}
+	fuse.End()
+	<-execDone
+	n.delete("stuck")
+	n.nothingOf("stuck")
+}

@@ -103,6 +103,8 @@ func newLife(n *Node) *life {
 	// With a PID namespace of the pod, the holder is on the way too.
 	l.p.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
 	l.c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
+	// As is what an image as a volume needs.
+	l.c.Mounts = []*cri.Mount{imageMount(BusyboxRef, "/again", "bin")}
 	return l
 }
 
@@ -144,6 +146,9 @@ func crashEverywhere(t *testing.T, begin func(*Node) *life, points []string) {
 			pod, container := l.up()
 			if got := n.Exec(container, "echo", "alive"); got != "alive\n" {
 				t.Errorf("exec = %q", got)
+			}
+			if len(l.c.Mounts) > 0 {
+				n.Exec(container, "/again/busybox", "true")
 			}
 			if ip := n.PodStatus(pod).GetNetwork().GetIp(); ip == "" {
 				t.Error("the pod has no address")
