@@ -70,7 +70,7 @@ type Mount struct {
 	RecursiveReadonly bool
 	Propagation       Propagation
 	Options           []string // further mount options: noexec, nodev, nosuid, ...
-	SELinuxRelabel    bool     // does nothing on a node without SELinux
+	SELinuxRelabel    bool     // echoed; there are no labels to give yet
 	IDMap             *IDMaps  // owners are seen through it; it is that of the sandbox. nil shows them as on the node
 }
 
