@@ -333,6 +333,8 @@ func (r *ociRuntime) update(c *container, res *specs.LinuxResources, oom *int) e
 		err = fmt.Errorf("%w (and setting back what was: %w)", err, undoErr)
 	}
 	switch {
+	case errors.Is(err, libcontainer.ErrNotRunning):
+		return errkind.Errorf(errkind.BadState, "update resources: %w", err)
 	case errors.Is(err, cgroups.ErrV1NoUnified):
 		return errkind.New(errkind.Invalid, err)
 	case errors.Is(err, unix.EBUSY), strings.Contains(err.Error(), "unable to set memory limit"):
