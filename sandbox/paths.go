@@ -25,7 +25,14 @@ import (
 // a crid that is killed meanwhile is in its successor's way: see sys.GoApart.
 type pathProber struct {
 	mu    sync.Mutex
-	stuck map[string]int // +checklocks:mu; calls that have not returned in time, by path
+	stuck map[string]*late // +checklocks:mu; calls that nobody waits for any more, by path
+}
+
+// late is the calls for one path that have not returned while somebody waited.
+type late struct {
+	calls    int           // at least one
+	overdue  bool          // one has had its time; else the caller was in a hurry
+	answered chan struct{} // closed when all have returned
 }
 
 // do runs f and waits for it, for limit at most and no longer than ctx lives. When
@@ -40,13 +47,14 @@ func (p *pathProber) do(ctx context.Context, limit time.Duration, path string, f
 // which is not waited for, because it may never end.
 func (p *pathProber) each(ctx context.Context, limit time.Duration, paths []string, start func(func()), f func(i int) error) (int, error) {
 	for i, path := range paths {
-		if p.isStuck(path) {
-			return i, errkind.Errorf(errkind.Unavailable, "%s: its file system has not answered an earlier call; is it a dead network mount?", path)
+		if err := p.awaitEarlier(ctx, limit, path); err != nil {
+			return i, err
 		}
 	}
 	var left atomic.Bool
 	done := make(chan error, len(paths))
 	start(func() {
+		defer close(done) // also when it has not even begun
 		for i := range paths {
 			if left.Load() {
 				return
@@ -62,6 +70,7 @@ func (p *pathProber) each(ctx context.Context, limit time.Duration, paths []stri
 	defer t.Stop()
 	for i, path := range paths {
 		var err error
+		overdue := false
 		select {
 		case err := <-done:
 			if err != nil {
@@ -73,33 +82,68 @@ func (p *pathProber) each(ctx context.Context, limit time.Duration, paths []stri
 			err = fmt.Errorf("wait for the file system of %s: %w", path, context.Cause(ctx))
 		case <-t.C:
 			err = errkind.Errorf(errkind.Unavailable, "%s: its file system does not answer within %v; is it a dead network mount?", path, limit)
+			overdue = true
 		}
 		left.Store(true)
-		p.count(path, 1)
+		p.leave(path, overdue)
 		go func() { // ends with f
 			<-done //nolint:errcheck // nobody waits for what f found any more
-			p.count(path, -1)
+			p.answer(path)
 		}()
 		return i, err
 	}
 	return 0, nil
 }
 
-func (p *pathProber) isStuck(path string) bool {
+// awaitEarlier waits, for limit at most, for calls that were left because their
+// caller went, not because they took long. Behind one that did, nobody waits.
+func (p *pathProber) awaitEarlier(ctx context.Context, limit time.Duration, path string) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.stuck[path] > 0
+	l := p.stuck[path]
+	overdue := l != nil && l.overdue
+	p.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	if !overdue {
+		t := time.NewTimer(limit)
+		defer t.Stop()
+		select {
+		case <-l.answered:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the file system of %s: %w", path, context.Cause(ctx))
+		case <-t.C:
+		}
+		p.mu.Lock()
+		l.overdue = true
+		p.mu.Unlock()
+	}
+	return errkind.Errorf(errkind.Unavailable, "%s: its file system has not answered an earlier call; is it a dead network mount?", path)
 }
 
-func (p *pathProber) count(path string, n int) {
+func (p *pathProber) leave(path string, overdue bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stuck == nil {
-		p.stuck = map[string]int{}
+		p.stuck = map[string]*late{}
 	}
-	p.stuck[path] += n
-	if p.stuck[path] == 0 {
+	l := p.stuck[path]
+	if l == nil {
+		l = &late{answered: make(chan struct{})}
+		p.stuck[path] = l
+	}
+	l.calls++
+	l.overdue = l.overdue || overdue
+}
+
+func (p *pathProber) answer(path string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.stuck[path]
+	if l.calls--; l.calls == 0 {
 		delete(p.stuck, path)
+		close(l.answered)
 	}
 }
 

@@ -40,3 +40,41 @@ func TestDeadMountHangsNobody(t *testing.T) {
 		t.Errorf("do with its caller gone = %v, want canceled", err)
 	}
 }
+
+// A call that was left because its caller went is no reason to refuse the next,
+// which waits for it.
+func TestAfterACallThatWasLeft(t *testing.T) {
+	var p pathProber
+	ctx, cancel := context.WithCancel(t.Context())
+	going, goOn := make(chan struct{}), make(chan struct{})
+	go func() {
+		<-going
+		cancel()
+	}()
+	err := p.do(ctx, time.Hour, "/a", func() error { close(going); <-goOn; return nil })
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("do = %v, want canceled", err)
+	}
+	next := make(chan error, 1)
+	go func() { next <- p.do(t.Context(), time.Hour, "/a", func() error { return nil }) }()
+	close(goOn)
+	if err := <-next; err != nil {
+		t.Errorf("the next do = %v, want success", err)
+	}
+}
+
+// A caller may be gone before its call has begun.
+func TestACallThatNeverBegan(t *testing.T) {
+	var p pathProber
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var work func()
+	late := func(f func()) { work = f }
+	if _, err := p.each(ctx, time.Hour, []string{"/a"}, late, func(int) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Fatalf("each = %v, want canceled", err)
+	}
+	work()
+	if err := p.do(t.Context(), time.Hour, "/a", func() error { return nil }); err != nil {
+		t.Errorf("the next do = %v, want success", err)
+	}
+}

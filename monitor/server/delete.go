@@ -34,6 +34,9 @@ func (s *Server) signal(ctx context.Context, r monitor.SignalRequest) (reply, er
 	if r.ExecID != "" {
 		return reply{}, c.signalExec(ctx, r, sig)
 	}
+	if sig == unix.SIGKILL {
+		c.killed.Store(true)
+	}
 	if r.All {
 		kill := c.cgroup.kill
 		if r.Wait {

@@ -58,6 +58,9 @@ func (s *Server) exec(ctx context.Context, conn *conn, r monitor.ExecRequest, fi
 		}
 	}()
 	if err := s.launchExec(c, e, r, files); err != nil {
+		if errkind.Of(err) == errkind.Other && c.ending() {
+			err = errkind.Errorf(errkind.BadState, "container %s ended before the command was started: %w", c.id, err)
+		}
 		return reply{}, err
 	}
 	s.execs.Add(1)
@@ -72,6 +75,26 @@ func (s *Server) exec(ctx context.Context, conn *conn, r monitor.ExecRequest, fi
 		}
 	}
 	return answer, nil
+}
+
+// endingSoon is how long the first process may take to end after the others in its
+// PID namespace, which the kernel ends before it.
+const endingSoon = 100 * time.Millisecond
+
+// ending reports whether the container has ended, is being killed, or ends now: then
+// an exec fails in many ways that say nothing.
+func (c *container) ending() bool {
+	if c.killed.Load() {
+		return true
+	}
+	d, err := dup(c.pidfd)
+	if err != nil {
+		return true // it has been closed: the container is deleted
+	}
+	defer d.Close()
+	fds := []unix.PollFd{{Fd: int32(d.Fd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, int(endingSoon.Milliseconds()))
+	return err == nil && n > 0
 }
 
 // join takes the exec's name in the container. A delete that comes later waits

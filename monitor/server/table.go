@@ -3,6 +3,7 @@ package server
 import (
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/monitor"
@@ -33,6 +34,7 @@ type container struct {
 	gate sync.RWMutex
 
 	exited chan struct{} // closed once exit is set and has been sent
+	killed atomic.Bool   // SIGKILL was sent
 
 	mu      sync.Mutex
 	state   containerState       // +checklocks:mu
