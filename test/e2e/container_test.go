@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"strconv"
@@ -165,18 +166,13 @@ func (n *Node) containerPID(id string) int {
 	if err != nil {
 		n.T.Fatal(err)
 	}
-	info := r.Info["info"]
-	_, rest, ok := strings.Cut(info, `"pid":`)
-	if !ok {
-		n.T.Fatalf("verbose container status has no pid: %q", r.Info)
+	var info struct {
+		PID int `json:"pid"`
 	}
-	rest = strings.TrimLeft(rest, " ")
-	end := strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' })
-	pid, err := strconv.Atoi(rest[:end])
-	if err != nil {
-		n.T.Fatal(err)
+	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil || info.PID == 0 {
+		n.T.Fatalf("verbose container status has no pid: %v in %q", err, r.Info)
 	}
-	return pid
+	return info.PID
 }
 
 func TestResourceLimits(t *testing.T) {

@@ -141,7 +141,7 @@ func TestUserNamespace(t *testing.T) {
 	}
 
 	pid := n.containerPID(id)
-	wantText(t, "the process's user on the node", fmt.Sprint(statusUID(t, pid)), fmt.Sprint(host))
+	wantText(t, "the process's user on the node", uidOf(t, pid), fmt.Sprint(host))
 	wantText(t, "owner on the node of a file in the volume", owner(t, filepath.Join(volume, "mapped")), "0:0")
 	upper := n.path("root", "rootfs", id, "upper")
 	wantText(t, "owner on the node of a new file", owner(t, filepath.Join(upper, "made")), fmt.Sprintf("%d:%d", host+33, host+33))
@@ -184,13 +184,20 @@ func ownersBelow(t *testing.T, dir string) string {
 	return fmt.Sprint(counts)
 }
 
-func statusUID(t *testing.T, pid int) uint32 {
+// uidOf is the effective user of a process, as the node knows it.
+func uidOf(t *testing.T, pid int) string {
 	t.Helper()
-	fi, err := os.Stat(fmt.Sprintf("/proc/%d/task", pid))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fi.Sys().(*syscall.Stat_t).Uid
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 2 && f[0] == "Uid:" {
+			return f[2]
+		}
+	}
+	t.Fatalf("no user in:\n%s", b)
+	return ""
 }
 
 // logLines are what was written, without the log's own fields.
