@@ -9,6 +9,40 @@ import (
 	"github.com/cridproject/crid/internal/errkind"
 )
 
+// Of several paths the one that hangs is named, and those behind it are left alone.
+func TestPathsOneAfterTheOther(t *testing.T) {
+	var p pathProber
+	dead, seen := make(chan struct{}), make(chan int, 3)
+	ended := make(chan struct{})
+	at, err := p.each(t.Context(), time.Second, []string{"/a", "/b", "/c"}, func(work func()) {
+		go func() { defer close(ended); work() }()
+	}, func(i int) error {
+		seen <- i
+		if i == 1 {
+			<-dead
+		}
+		return nil
+	})
+	if at != 1 || !errkind.Is(err, errkind.Unavailable) {
+		t.Errorf("each = %d, %v, want 1 of kind unavailable", at, err)
+	}
+	close(dead)
+	<-ended
+	if len(seen) != 2 {
+		t.Errorf("%d paths were looked at, want two", len(seen))
+	}
+	wrong := errkind.Errorf(errkind.Invalid, "wrong")
+	at, err = p.each(t.Context(), time.Hour, []string{"/x", "/y"}, func(work func()) { go work() }, func(i int) error {
+		if i == 1 {
+			return wrong
+		}
+		return nil
+	})
+	if at != 1 || !errors.Is(err, wrong) {
+		t.Errorf("each = %d, %v, want 1 and its error", at, err)
+	}
+}
+
 func TestDeadMountHangsNobody(t *testing.T) {
 	var p pathProber
 	dead := make(chan struct{})

@@ -19,6 +19,13 @@ var mountOptions = [...]string{
 	"relatime", "norelatime", "strictatime", "nostrictatime", "symfollow", "nosymfollow",
 }
 
+// optionFields are the fields by which to ask for what is no option here.
+var optionFields = map[string]string{
+	"ro": "readonly", "rw": "readonly", "rro": "recursive_read_only",
+	"private": "propagation", "rprivate": "propagation", "slave": "propagation", "rslave": "propagation",
+	"shared": "propagation", "rshared": "propagation",
+}
+
 // mounts: the usual file systems, the sandbox's own files, the request's
 // volumes. A volume replaces a default at the same path, and one at /dev or
 // /sys all defaults below it. Parents come before what is mounted in them.
@@ -165,6 +172,9 @@ func volume(i int, m config.Mount) (specs.Mount, error) {
 		source = ImageSource(i)
 	}
 	for j, o := range m.Options {
+		if f := optionFields[o]; f != "" {
+			return specs.Mount{}, invalid(fmt.Sprintf("%s[%d]", field("mount_options"), j), "%q is said by the field %s", o, f)
+		}
 		if !slices.Contains(mountOptions[:], o) {
 			return specs.Mount{}, invalid(fmt.Sprintf("%s[%d]", field("mount_options"), j), "unknown mount option %q", o)
 		}

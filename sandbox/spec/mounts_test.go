@@ -50,6 +50,10 @@ func TestVolumes(t *testing.T) {
 		})
 	}
 	in := readInput(t, "testdata/minimal.in.json")
+	in.Container.Mounts = []config.Mount{{ContainerPath: "/a", HostPath: "/1", Options: []string{"nodev", "ro"}}}
+	if _, err := Build(in); err == nil || err.Error() != `config.mounts[0].mount_options[1]: "ro" is said by the field readonly` {
+		t.Errorf("Build with the option ro = %v", err)
+	}
 	in.Container.Mounts = []config.Mount{{ContainerPath: "/i", Image: img}}
 	if _, err := Build(in); err == nil || !strings.HasPrefix(err.Error(), "config.mounts[0].readonly: ") {
 		t.Errorf("Build with a writable image = %v", err)
