@@ -256,8 +256,8 @@ func TestVerbose(t *testing.T) {
 	ctx := t.Context()
 	sb, err := s.PodSandboxStatus(ctx, &v1.PodSandboxStatusRequest{PodSandboxId: "s", Verbose: true})
 	wantInfo(t, "PodSandboxStatus", sb.GetInfo(), err, `"sandboxID":"s1"`, `"pid":11`, `"netNamespace":"/run/netns/crid-s1"`, `"runtimeSpec":{"error":"no spec of s1"}`)
-	if sb.GetTimestamp() != 0 || len(sb.GetContainersStatuses()) != 0 {
-		t.Errorf("PodSandboxStatus = %v, want neither timestamp nor containers_statuses", sb)
+	if sb.GetTimestamp() != 55 || len(sb.GetContainersStatuses()) != 1 {
+		t.Errorf("PodSandboxStatus = %v, want timestamp and containers_statuses", sb)
 	}
 	c, err := s.ContainerStatus(ctx, &v1.ContainerStatusRequest{ContainerId: "c1", Verbose: true})
 	wantInfo(t, "ContainerStatus", c.GetInfo(), err, `"sandboxID":"s1"`, `"pid":12`, `"runtimeSpec":{"hostname":"of c1"}`, `"metadata":{}`)

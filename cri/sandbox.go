@@ -42,21 +42,24 @@ func (s *Server) RemovePodSandbox(ctx context.Context, r *v1.RemovePodSandboxReq
 	return &v1.RemovePodSandboxResponse{}, nil
 }
 
-// PodSandboxStatus leaves containers_statuses and timestamp empty, both of them:
-// a client that finds a timestamp takes the containers beside it for all there
-// are (containerd/containerd#10740).
+// PodSandboxStatus has the containers and the time, both of them: a client that
+// finds a timestamp takes the containers beside it for all there are
+// (containerd/containerd#10740).
 func (s *Server) PodSandboxStatus(_ context.Context, r *v1.PodSandboxStatusRequest) (*v1.PodSandboxStatusResponse, error) {
 	if err := oneID("pod_sandbox_id", r.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
-	st, err := s.o.Sandboxes.Sandbox(r.GetPodSandboxId())
+	p, err := s.o.Sandboxes.PodStatus(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	resp := &v1.PodSandboxStatusResponse{Status: encodeSandboxStatus(&st)}
+	st := p.Sandbox
+	resp := &v1.PodSandboxStatusResponse{
+		Status: encodeSandboxStatus(st), ContainersStatuses: s.encodeStatuses(p.Containers), Timestamp: p.At.UnixNano(),
+	}
 	if r.GetVerbose() {
 		spec, err := s.o.Sandboxes.SandboxSpec(string(st.ID))
-		resp.Info = sandboxInfo(&st, orError(spec, err))
+		resp.Info = sandboxInfo(st, orError(spec, err))
 	}
 	return resp, nil
 }

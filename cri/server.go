@@ -44,6 +44,11 @@ type Sandboxes interface {
 	ContainerSpec(id string) (json.RawMessage, error)
 	SandboxSpec(id string) (json.RawMessage, error)
 
+	// PodStatus is Sandbox, and all its containers at the same moment.
+	PodStatus(id string) (sandbox.PodStatus, error)
+	// WatchEvents tells of what happens until ctx ends, each fails or is too slow.
+	WatchEvents(ctx context.Context, subscribed func() error, each func(*sandbox.Event) error) error
+
 	// What is used: it asks the kernel and waits for nothing. The sequences leave out
 	// what does not run, and what ends meanwhile.
 	ContainerStats(id string) (sandbox.ContainerStats, error)

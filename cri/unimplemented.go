@@ -3,14 +3,12 @@ package cri
 import (
 	"context"
 
-	"google.golang.org/grpc"
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // unimplemented is every RPC that crid does not have, with the reason that its
 // callers are told. Clients have another way for each of them, or do without.
 var unimplemented = map[string]string{
-	"GetContainerEvents":  "there are no events yet; kubelet lists instead",
 	"CheckpointContainer": "there are no checkpoints yet",
 	"CheckpointPod":       "there are no checkpoints yet",
 	"RestorePod":          "there are no checkpoints yet",
@@ -30,8 +28,4 @@ func (*Server) CheckpointPod(context.Context, *v1.CheckpointPodRequest) (*v1.Che
 
 func (*Server) RestorePod(context.Context, *v1.RestorePodRequest) (*v1.RestorePodResponse, error) {
 	return nil, refuse("RestorePod")
-}
-
-func (*Server) GetContainerEvents(*v1.GetEventsRequest, grpc.ServerStreamingServer[v1.ContainerEventResponse]) error {
-	return refuse("GetContainerEvents")
 }

@@ -77,6 +77,7 @@ type container struct {
 	killed bool            // +checklocks:mu; SIGKILL was sent
 	gone   bool            // +checklocks:mu; the record is deleted
 	synced bool            // +checklocks:mu; its exit would survive a power cut
+	told   EventKind       // +checklocks:mu; the last event
 	exited chan struct{}   // closed when it has exited, or was removed
 
 	unsaved bool // +checklocks:mu; the record on disk is an older one
@@ -92,6 +93,7 @@ type container struct {
 func newContainer(rec containerRecord, s *sandbox, a attempt) *container {
 	c := &container{id: rec.ID, sandbox: s, config: rec.Config, attempt: a, rec: rec, exited: make(chan struct{})}
 	c.publish()
+	c.told = c.happened()
 	return c
 }
 
@@ -215,6 +217,7 @@ func (m *Manager) saveContainer(c *container, name string, change func(*containe
 	if err == nil {
 		c.rec, c.unsaved = rec, false
 		c.publish()
+		m.tellContainer(c)
 	}
 	c.mu.Unlock()
 	if err != nil {
@@ -239,6 +242,7 @@ func (m *Manager) noteContainer(ctx context.Context, c *container, name string, 
 		c.unsaved = err != nil
 	}
 	c.publish()
+	m.tellContainer(c)
 	return m.step(name)
 }
 

@@ -51,11 +51,13 @@
 //     from shortening it, or Remove from killing. Who holds that of a container that
 //     has been made does not wait for the monitor to come back (lockContainer).
 //  3. sandbox.mu, container.mu: the record. Held for one write of a file.
-//  4. Manager.mu: the maps. Never held across I/O.
+//  4. events.mu: who is told what. Held for no more than handing an event on.
+//  5. Manager.mu: the maps. Never held across I/O.
 //
 // Readers (Sandbox, Sandboxes, Container, Containers) take only the last, for
 // reading, and look at published statuses that nobody changes. So do those who ask
-// for figures (stats.go), which are then read from the kernel without a lock.
+// for figures (stats.go), which are then read from the kernel without a lock. PodStatus
+// takes events.mu besides.
 //
 // Create takes no lock of its sandbox. It registers the container under
 // Manager.mu if the sandbox is ready; stopping a sandbox first changes its

@@ -214,8 +214,10 @@ func (m *Manager) deleteSandbox(s *sandbox) error {
 	s.mu.Lock()
 	err := remove(sandboxKind, string(s.id))
 	if err == nil {
+		m.tellEnd(s)
 		s.gone = true
 		s.publish()
+		m.tellSandbox(s)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -342,6 +344,7 @@ func (m *Manager) deleteContainer(c *container) error {
 		c.gone = true
 		c.setHold(nil)
 		c.publish()
+		m.tellContainer(c)
 	}
 	c.mu.Unlock()
 	if err != nil {

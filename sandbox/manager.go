@@ -138,20 +138,22 @@ type Manager struct {
 	sandboxOps   keylock.Map[config.SandboxID]
 	containerOps keylock.Map[config.ContainerID]
 
-	mu             sync.RWMutex                      // never held across I/O; the innermost lock
-	sandboxes      map[config.SandboxID]*sandbox     // +checklocks:mu
-	containers     map[config.ContainerID]*container // +checklocks:mu
-	sandboxKey     map[string]*sandbox               // +checklocks:mu; by config.Sandbox.Key
-	contKey        map[string]*container             // +checklocks:mu; by config.Container.Key
-	closed         bool                              // +checklocks:mu
-	monitor        atomic.Pointer[connection]        // nil while there is none
-	monitorChanged chan struct{}                     // +checklocks:mu; closed when monitor is another
-	loaded         chan struct{}                     // closed when the records are read: exits can be told
-	collected      chan struct{}                     // closed when Network.GC has returned: Attach may begin
-	wake           chan struct{}                     // has room for one: something is left to tear down
-	background     sync.WaitGroup                    // all goroutines; add under mu, while not closed
-	stop           context.CancelFunc                // ends tend
-	base           context.Context                   //nolint:containedctx // the life of the manager, for its own goroutines
+	mu         sync.RWMutex                      // never held across I/O; the innermost lock
+	sandboxes  map[config.SandboxID]*sandbox     // +checklocks:mu
+	containers map[config.ContainerID]*container // +checklocks:mu
+	sandboxKey map[string]*sandbox               // +checklocks:mu; by config.Sandbox.Key
+	contKey    map[string]*container             // +checklocks:mu; by config.Container.Key
+	closed     bool                              // +checklocks:mu
+	events     events                            // to who has subscribed
+
+	monitor        atomic.Pointer[connection] // nil while there is none
+	monitorChanged chan struct{}              // +checklocks:mu; closed when monitor is another
+	loaded         chan struct{}              // closed when the records are read: exits can be told
+	collected      chan struct{}              // closed when Network.GC has returned: Attach may begin
+	wake           chan struct{}              // has room for one: something is left to tear down
+	background     sync.WaitGroup             // all goroutines; add under mu, while not closed
+	stop           context.CancelFunc         // ends tend
+	base           context.Context            //nolint:containedctx // the life of the manager, for its own goroutines
 }
 
 // connection is a monitor that answers.

@@ -48,6 +48,8 @@ type sandbox struct {
 	corrupt bool // its record could not be read: kept aside at the end; immutable
 	gone    bool // +checklocks:mu; the record is deleted
 
+	told EventKind // +checklocks:mu; the last event
+
 	cpu cpuRate // of a cgroup of its own
 
 	status atomic.Pointer[SandboxStatus] // nil: hidden from clients
@@ -95,6 +97,7 @@ func (a *attempt) wait(ctx context.Context, what string) error {
 func newSandbox(rec sandboxRecord, a attempt) *sandbox {
 	s := &sandbox{id: rec.ID, config: rec.Config, attempt: a, rec: rec}
 	s.publish()
+	s.told = s.happened()
 	return s
 }
 
@@ -158,6 +161,7 @@ func (m *Manager) saveSandbox(s *sandbox, name string, change func(*sandboxRecor
 	if err == nil {
 		s.rec, s.unsaved = rec, false
 		s.publish()
+		m.tellSandbox(s)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -182,6 +186,7 @@ func (m *Manager) noteSandbox(ctx context.Context, s *sandbox, name string, chan
 		s.unsaved = err != nil
 	}
 	s.publish()
+	m.tellSandbox(s)
 	return m.step(name)
 }
 

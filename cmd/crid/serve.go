@@ -239,6 +239,7 @@ func (d *daemon) run(ctx context.Context, stop context.CancelFunc, criSocket, ad
 func (d *daemon) drain(endStreams func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), d.config.DrainTimeout.Duration)
 	defer cancel()
+	d.manager.EndEvents() // else the streams of events end with the limit only
 	done := make(chan struct{})
 	go func() {
 		d.server.GracefulStop()

@@ -1,0 +1,185 @@
+package sandbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/testutil"
+	"github.com/cridproject/crid/sandbox"
+	"github.com/cridproject/crid/sandbox/sandboxtest"
+)
+
+// watch subscribes, and returns a function that ends that and returns what was told.
+func watch(t *testing.T, m *sandbox.Manager) (events chan sandbox.Event, end func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	events = make(chan sandbox.Event, 100)
+	go func() {
+		done <- m.WatchEvents(ctx, func() error { close(ready); return nil }, func(e *sandbox.Event) error {
+			events <- *e
+			return nil
+		})
+	}()
+	<-ready
+	return events, func() error { cancel(); return <-done }
+}
+
+var kinds = map[sandbox.EventKind]string{
+	sandbox.EventCreated: "created", sandbox.EventStarted: "started", sandbox.EventStopped: "stopped", sandbox.EventDeleted: "deleted",
+}
+
+// take reads n events, and names them.
+func take(t *testing.T, events chan sandbox.Event, names map[string]string, n int) (told []string, all []sandbox.Event) {
+	t.Helper()
+	for range n {
+		e := <-events
+		told, all = append(told, names[e.ID]+" "+kinds[e.Kind]), append(all, e)
+	}
+	return told, all
+}
+
+func TestEvents(t *testing.T) {
+	n, _ := figuresNode(t) // time does not pass, and events are told apart all the same
+	first, endFirst := watch(t, n.Manager)
+	second, endSecond := watch(t, n.Manager)
+	pod, err := n.Manager.Run(t.Context(), sandboxtest.Pod("pod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := n.Manager.Create(t.Context(), string(pod), sandboxtest.Container("main"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{
+		n.Manager.Start(t.Context(), string(id)),
+		n.Manager.Stop(t.Context(), string(id), 0),
+		n.Manager.Remove(t.Context(), string(id)),
+		n.Manager.StopSandbox(t.Context(), string(pod)),
+		n.Manager.RemoveSandbox(t.Context(), string(pod)),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	names := map[string]string{string(pod): "pod", string(id): "main"}
+	want := []string{
+		"pod created", "pod started", "main created", "main started", "main stopped", "main deleted", "pod stopped", "pod deleted",
+	}
+	got, all := take(t, first, names, len(want))
+	if !slices.Equal(got, want) {
+		t.Errorf("events are\n%v\nwant\n%v", got, want)
+	}
+	if got, _ := take(t, second, names, len(want)); !slices.Equal(got, want) {
+		t.Errorf("another subscriber is told\n%v\nwant\n%v", got, want)
+	}
+	states := []sandbox.ContainerState{"", "", sandbox.ContainerCreated, sandbox.ContainerRunning, sandbox.ContainerExited, "", "", ""}
+	for i, e := range all {
+		if i > 0 && !e.At.After(all[i-1].At) {
+			t.Errorf("%s at %v is not after what was before", got[i], e.At)
+		}
+		if (e.Sandbox == nil) != (i == len(all)-1) {
+			t.Errorf("%s has the sandbox %+v", got[i], e.Sandbox)
+		}
+		switch {
+		case states[i] == "" && len(e.Containers) > 0:
+			t.Errorf("%s has containers: %+v", got[i], e.Containers)
+		case states[i] != "" && (len(e.Containers) != 1 || e.Containers[0].State != states[i]):
+			t.Errorf("%s has containers %+v, want one that is %s", got[i], e.Containers, states[i])
+		}
+	}
+	if st := all[6].Sandbox; st != nil && st.State != sandbox.SandboxNotReady {
+		t.Errorf("pod stopped: it is %s", st.State)
+	}
+	for _, end := range []func() error{endFirst, endSecond} {
+		if err := end(); !errors.Is(err, context.Canceled) {
+			t.Errorf("WatchEvents = %v, want that it was cancelled", err)
+		}
+	}
+}
+
+// A pod that is removed as it runs goes in the same order; one that crid finds at
+// its start has no past.
+func TestEventsOfRemoval(t *testing.T) {
+	n := sandboxtest.New(t)
+	pod, err := n.Manager.Run(t.Context(), sandboxtest.Pod("pod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := n.Manager.Create(t.Context(), string(pod), sandboxtest.Container("main"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Manager.Start(t.Context(), string(id)); err != nil {
+		t.Fatal(err)
+	}
+	n.Restart()
+	events, end := watch(t, n.Manager)
+	before, err := n.Manager.PodStatus(string(pod))
+	if err != nil || before.Sandbox.ID != pod || len(before.Containers) != 1 || before.Containers[0].State != sandbox.ContainerRunning {
+		t.Errorf("PodStatus = %+v, %v", before, err)
+	}
+	if err := n.Manager.RemoveSandbox(t.Context(), string(pod)); err != nil {
+		t.Fatal(err)
+	}
+	got, all := take(t, events, map[string]string{string(pod): "pod", string(id): "main"}, 4)
+	if want := []string{"main stopped", "main deleted", "pod stopped", "pod deleted"}; !slices.Equal(got, want) {
+		t.Errorf("events are %v, want %v", got, want)
+	}
+	if !all[0].At.After(before.At) || all[2].Sandbox == nil {
+		t.Errorf("events %+v do not follow %+v", all, before)
+	}
+	if _, err := n.Manager.PodStatus(string(pod)); !errkind.Is(err, errkind.NotFound) {
+		t.Errorf("PodStatus of what is gone = %v, want NotFound", err)
+	}
+	_ = end()
+}
+
+// Who does not listen is given up, with a reason, and keeps nobody waiting.
+func TestEventsTooSlow(t *testing.T) {
+	n := sandboxtest.New(t)
+	blocked, ready, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	seen := 0
+	go func() {
+		done <- n.Manager.WatchEvents(t.Context(), func() error { close(ready); return nil }, func(*sandbox.Event) error {
+			seen++
+			<-blocked
+			return nil
+		})
+	}()
+	<-ready
+	for i := range 520 { // four events each
+		pod, err := n.Manager.Run(t.Context(), sandboxtest.Pod(fmt.Sprint(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Manager.RemoveSandbox(t.Context(), string(pod)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(blocked)
+	if err := <-done; !errkind.Is(err, errkind.Unavailable) {
+		t.Errorf("WatchEvents of a slow client = %v, want Unavailable", err)
+	}
+	if seen < 2048 {
+		t.Errorf("it was told of %d events, want all that were waiting", seen)
+	}
+}
+
+func TestEndEvents(t *testing.T) {
+	testutil.LeakCheck(t)
+	n := sandboxtest.New(t)
+	_, end := watch(t, n.Manager)
+	n.Manager.EndEvents()
+	if err := end(); !errkind.Is(err, errkind.Unavailable) && !errors.Is(err, context.Canceled) {
+		t.Errorf("WatchEvents when crid ends = %v", err)
+	}
+	nothing := func() error { return nil }
+	if err := n.Manager.WatchEvents(t.Context(), nothing, nil); !errkind.Is(err, errkind.Unavailable) {
+		t.Errorf("WatchEvents after the end = %v, want Unavailable", err)
+	}
+}
