@@ -55,6 +55,20 @@ func expect(t *testing.T, who string, b *Buffer, text string) {
 
 func TestAttach(t *testing.T) {
 	n, p, pod, _ := streamNode(t, "attach")
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *Node, *cri.PodSandboxConfig, string)
+	}{
+		{"Many", attachMany},
+		{"StdinOnce", attachStdinOnce},
+		{"Terminal", attachTerminal},
+		{"WholeOutput", attachWholeOutput},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, n, p, pod) })
+	}
+}
+
+func attachMany(t *testing.T, n *Node, p *cri.PodSandboxConfig, pod string) {
 	for _, transport := range Transports {
 		t.Run(transport, func(t *testing.T) {
 			c := n.ContainerConfig("cat-"+strings.ToLower(transport), "sh", "-c", "while read l; do echo out $l; echo err $l >&2; [ $l != end ] || exit 3; done")
@@ -105,8 +119,7 @@ func TestAttach(t *testing.T) {
 	}
 }
 
-func TestAttachStdinOnce(t *testing.T) {
-	n, p, pod, _ := streamNode(t, "stdin-once")
+func attachStdinOnce(t *testing.T, n *Node, p *cri.PodSandboxConfig, pod string) {
 	for i, name := range []string{"end of stdin", "vanished client"} {
 		t.Run(name, func(t *testing.T) {
 			c := n.ContainerConfig(fmt.Sprintf("cat%d", i), "sh", "-c", "cat; echo the end")
@@ -131,8 +144,7 @@ func TestAttachStdinOnce(t *testing.T) {
 	}
 }
 
-func TestAttachTerminal(t *testing.T) {
-	n, p, pod, _ := streamNode(t, "attach-tty")
+func attachTerminal(t *testing.T, n *Node, p *cri.PodSandboxConfig, pod string) {
 	for _, transport := range Transports {
 		t.Run(transport, func(t *testing.T) {
 			c := n.ContainerConfig("sh-"+strings.ToLower(transport), "sh", "-c", "trap 'stty size' WINCH; while :; do read l && echo got $l; done")
@@ -169,14 +181,13 @@ func TestAttachTerminal(t *testing.T) {
 
 // All of a large output comes to who is attached before it begins, and to who
 // wants streams that are not there what other runtimes give.
-func TestAttachWholeOutput(t *testing.T) {
-	n, p, pod, _ := streamNode(t, "attach-all")
+func attachWholeOutput(t *testing.T, n *Node, p *cri.PodSandboxConfig, pod string) {
 	before := n.Figures()
 	c := n.ContainerConfig("big", "sh", "-c", "head -c 33554432 /dev/zero; echo end")
 	id := n.CreateContainer(pod, p, c)
 	a := n.attach(t, "SPDY", id, true, true, false) // its stdin is thrown away: the container has none
 	a.say(t, "nobody reads this\n")
-	n.Eventually("the client is attached", func() bool { return strings.Contains(n.monitorLog(), "Attached a client") })
+	n.Eventually("the client is attached", func() bool { return strings.Contains(n.monitorLog(), `"Attached a client" container="`+id) })
 	n.StartContainer(id)
 	if err := <-a.done; err != nil {
 		t.Error(err)

@@ -48,8 +48,25 @@ func wantExit(t *testing.T, what string, err error, code int) {
 	}
 }
 
+// TestExecStreams is all that needs no more than a container that runs.
 func TestExecStreams(t *testing.T) {
 	n, _, _, id := streamNode(t, "exec-streams")
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *Node, string)
+	}{
+		{"Streams", execStreams},
+		{"OldProtocols", execOldProtocols},
+		{"Terminal", execTerminal},
+		{"HangUp", execTerminalHangsUp},
+		{"Vanish", execClientVanishes},
+		{"Crictl", execCrictl},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, n, id) })
+	}
+}
+
+func execStreams(t *testing.T, n *Node, id string) {
 	for _, transport := range Transports {
 		t.Run(transport, func(t *testing.T) {
 			var out, errOut bytes.Buffer
@@ -85,8 +102,7 @@ func TestExecStreams(t *testing.T) {
 }
 
 // The older protocols, which clients of other languages speak.
-func TestExecOldProtocols(t *testing.T) {
-	n, _, _, id := streamNode(t, "old-protocols")
+func execOldProtocols(t *testing.T, n *Node, id string) {
 	for _, protocol := range []string{"v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"} {
 		o := remotecommand.StreamOptions{Stdout: new(bytes.Buffer)}
 		u, err := url.Parse(n.ExecURL(id, o, "echo", protocol))
@@ -136,8 +152,7 @@ func (q queue) Next() *remotecommand.TerminalSize {
 	return &size
 }
 
-func TestExecTerminal(t *testing.T) {
-	n, _, _, id := streamNode(t, "exec-tty")
+func execTerminal(t *testing.T, n *Node, id string) {
 	for _, transport := range Transports {
 		t.Run(transport, func(t *testing.T) {
 			in, typed := io.Pipe()
@@ -227,8 +242,7 @@ func TestStreamErrors(t *testing.T) {
 }
 
 // A client that goes away takes what it ran with it, and leaves nothing in crid.
-func TestExecClientVanishes(t *testing.T) {
-	n, _, _, id := streamNode(t, "vanish")
+func execClientVanishes(t *testing.T, n *Node, id string) {
 	before := n.Figures()
 	processes := func() string { return n.Exec(id, "ps", "-o", "args") }
 	for _, transport := range Transports {
@@ -256,8 +270,7 @@ func TestExecClientVanishes(t *testing.T) {
 }
 
 // A shell whose terminal is lost takes down its jobs, but not what was told to stay.
-func TestExecTerminalHangsUp(t *testing.T) {
-	n, _, _, id := streamNode(t, "hang-up")
+func execTerminalHangsUp(t *testing.T, n *Node, id string) {
 	ctx, vanish := context.WithCancel(n.Ctx())
 	var out Buffer
 	in, typed := io.Pipe()
@@ -330,7 +343,7 @@ func TestStreamsEndWithCrid(t *testing.T) {
 }
 
 // crictl is the client that people use on a node.
-func TestCrictlExec(t *testing.T) {
+func execCrictl(t *testing.T, n *Node, id string) {
 	crictl, err := exec.LookPath("crictl")
 	if err != nil {
 		crictl = "/tmp/crictl"
@@ -338,7 +351,6 @@ func TestCrictlExec(t *testing.T) {
 			t.Skipf("crictl is not installed: %v, %v", err, serr)
 		}
 	}
-	n, _, _, id := streamNode(t, "crictl")
 	for _, transport := range []string{"spdy", "websocket"} {
 		cmd := exec.CommandContext(n.Ctx(), crictl, "-r", "unix://"+n.Socket, "exec", "-i", "--transport", transport, id, "sh", "-c", "cat; exit 3")
 		cmd.Stdin = strings.NewReader("through crictl\n")
