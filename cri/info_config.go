@@ -28,6 +28,12 @@ func sandboxConfig(c *config.Sandbox) *v1.PodSandboxConfig {
 			},
 		},
 	}
+	if c.Overhead != nil {
+		out.Linux.Overhead = encodeResources(c.Overhead)
+	}
+	if c.Resources != nil {
+		out.Linux.Resources = encodeResources(c.Resources)
+	}
 	if d := c.DNS; d != nil {
 		out.DnsConfig = &v1.DNSConfig{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
 	}
@@ -70,6 +76,9 @@ func containerConfig(st *sandbox.ContainerStatus) *v1.ContainerConfig {
 	}
 	for _, e := range c.Env {
 		out.Envs = append(out.Envs, &v1.KeyValue{Key: e.Name, Value: []byte(e.Value)})
+	}
+	for _, name := range c.CDIDevices {
+		out.CDIDevices = append(out.CDIDevices, &v1.CDIDevice{Name: name})
 	}
 	return out
 }

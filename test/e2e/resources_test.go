@@ -346,7 +346,7 @@ func TestUpdatePodResources(t *testing.T) {
 	}
 	n.Restart()
 	st, err := n.Runtime.PodSandboxStatus(n.Ctx(), &cri.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
-	if err != nil || !strings.Contains(st.Info["info"], `"CPUShares":2048`) {
+	if err != nil || !strings.Contains(st.Info["info"], `"cpu_shares":2048`) {
 		t.Errorf("verbose status = %v, %v, want the new resources in it", st, err)
 	}
 	r.PodSandboxId = "none"
