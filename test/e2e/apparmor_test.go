@@ -61,7 +61,8 @@ func TestAppArmor(t *testing.T) {
 	pod := n.RunPod(p)
 	localhost := &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: name}
 	const byDefault, unconfined = "crid-default (enforce)", "unconfined"
-	const remount = "mount -t tmpfs x /www"
+	// busybox's mount closes all descriptors that there could be.
+	const remount = "ulimit -n 64; mount -t tmpfs x /www"
 	for i, test := range []struct {
 		name       string
 		profile    *cri.SecurityProfile
