@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 clients still send the profile fields that SecurityProfile replaced
+
 package e2e
 
 import (
@@ -84,7 +86,7 @@ func TestAppArmor(t *testing.T) {
 			c := n.ContainerConfig(fmt.Sprint("c", i), "sleep", "1000")
 			sc := c.Linux.SecurityContext
 			sc.Apparmor, sc.Privileged = test.profile, test.privileged
-			sc.ApparmorProfile = test.old //nolint:staticcheck // clients still send it
+			sc.ApparmorProfile = test.old
 			// Nothing but AppArmor is in the way of a mount.
 			sc.Capabilities = &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
 			id := n.Run(pod, p, c)

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 clients still send the profile fields that SecurityProfile replaced
+
 package e2e
 
 import (
@@ -193,7 +195,7 @@ func TestSeccomp(t *testing.T) {
 			for round := range 2 {
 				c := n.ContainerConfig(fmt.Sprint("c", i, "-", round), "sleep", "1000")
 				c.Linux.SecurityContext.Seccomp = test.profile
-				c.Linux.SecurityContext.SeccompProfilePath = test.old //nolint:staticcheck // clients still send it
+				c.Linux.SecurityContext.SeccompProfilePath = test.old
 				if test.admin {
 					c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
 				}
