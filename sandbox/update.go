@@ -49,15 +49,19 @@ func (m *Manager) UpdateContainer(ctx context.Context, id string, change config.
 //
 // Preconditions: the container's operation lock is held.
 func (m *Manager) updateContainer(ctx context.Context, c *container, mon Monitor, change config.Resources) error {
+	// One that was interrupted goes first. The kernel may have it, and if this one is
+	// refused, nothing else would tell.
+	if err := m.finishUpdate(ctx, c, mon); err != nil {
+		if c.record().Update != nil {
+			return err
+		}
+		klog.FromContext(ctx).Error(err, "Could not finish a change of resources that was interrupted")
+	}
 	err := m.saveContainer(c, "container.update.record", func(r *containerRecord) error {
 		if st := r.State; st != ContainerCreated && st != ContainerRunning {
 			return errkind.Errorf(errkind.BadState, "it is %s; only what is created or running has resources", st.public())
 		}
-		was := r.Resources
-		if r.Update != nil {
-			was = *r.Update // may be what the kernel has
-		}
-		wanted := was.Merge(change)
+		wanted := r.Resources.Merge(change)
 		if _, err := spec.Resources("linux.", wanted, m.o.Host); err != nil {
 			return err
 		}

@@ -2,7 +2,9 @@ package sandbox_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -147,6 +149,34 @@ func TestUpdateContainerMonitorCrash(t *testing.T) {
 	}
 	if memory, quota := inKernel(t, n, id); memory != 32<<20 || quota != 50000 {
 		t.Errorf("the kernel has %d and %d, want %d and 50000", memory, quota, 32<<20)
+	}
+	mustRemove(t, n, pod)
+	mustBeClean(t, n)
+}
+
+// A refused update does not make crid forget that it never heard what became of
+// the one before.
+func TestUpdateContainerRefusedAfterLostReply(t *testing.T) {
+	n := sandboxtest.New(t)
+	pod, id := mustLive(t, n, sandboxtest.Pod("web"), limited())
+	n.Monitor.FailAfter(monitor.OpUpdate, errkind.Errorf(errkind.Unavailable, "the connection was lost"))
+	if err := n.Manager.UpdateContainer(t.Context(), string(id), config.Resources{CPUQuota: 50000}); !errkind.Is(err, errkind.Unavailable) {
+		t.Fatalf("UpdateContainer = %v, want unavailable", err)
+	}
+	n.Monitor.FailAfter(monitor.OpUpdate, nil)
+	const tooLittle = 32 << 20
+	n.Monitor.RefuseUpdates(func(r monitor.UpdateRequest) error {
+		if strings.Contains(string(r.Resources), fmt.Sprint(tooLittle)) {
+			return errkind.Errorf(errkind.BadState, "more is in use")
+		}
+		return nil
+	})
+	if err := n.Manager.UpdateContainer(t.Context(), string(id), config.Resources{MemoryLimit: tooLittle}); !errkind.Is(err, errkind.BadState) {
+		t.Fatalf("UpdateContainer = %v, want that the monitor refuses it", err)
+	}
+	memory, quota := inKernel(t, n, id)
+	if st := status(t, n, id).Resources; quota != 50000 || st.CPUQuota != quota || st.MemoryLimit != memory {
+		t.Errorf("resources are %+v, the kernel has %d and %d, want a quota of 50000 in both", st, memory, quota)
 	}
 	mustRemove(t, n, pod)
 	mustBeClean(t, n)

@@ -17,6 +17,14 @@ func (f *Fake) Applied(id string) monitor.Applied {
 	return monitor.Applied{}
 }
 
+// RefuseUpdates makes the Updates fail for which refuse has an error, as the kernel
+// refuses some. It must not call the fake.
+func (f *Fake) RefuseUpdates(refuse func(monitor.UpdateRequest) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refuse = refuse
+}
+
 // appliedOf is what a spec asks for.
 func appliedOf(spec json.RawMessage) monitor.Applied {
 	var s struct {

@@ -112,6 +112,7 @@ type Fake struct {
 	fronts     map[*Front]bool
 	failBefore map[string]error
 	failAfter  map[string]error
+	refuse     func(monitor.UpdateRequest) error // nil refuses nothing
 	gates      map[string]*gate
 	ignored    map[string]bool // containers that only SIGKILL ends
 	calls      []string

@@ -365,6 +365,11 @@ func (fr *Front) Update(ctx context.Context, r monitor.UpdateRequest) (monitor.U
 		if c.state == exited {
 			return errkind.Errorf(errkind.BadState, "container %s is exited", r.ID)
 		}
+		if f.refuse != nil {
+			if err := f.refuse(r); err != nil {
+				return err
+			}
+		}
 		c.applied = applied
 		return nil
 	})
