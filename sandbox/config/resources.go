@@ -3,9 +3,13 @@ package config
 import "maps"
 
 // Merge is r with change over it: what change leaves zero stays, and of maps each
-// key for itself. Lifting the memory limit lifts that of memory and swap too,
-// unless change says something else.
+// key for itself. Unless change says something else, another memory limit leaves
+// as much swap beside it as there was, and lifting it lifts that of memory and swap
+// too.
 func (r Resources) Merge(change Resources) Resources {
+	if r.MemoryLimit > 0 && r.MemorySwap > 0 && change.MemoryLimit > 0 && change.MemorySwap == 0 {
+		r.MemorySwap = change.MemoryLimit + (r.MemorySwap - r.MemoryLimit)
+	}
 	for _, f := range [...]struct {
 		to   *int64
 		with int64

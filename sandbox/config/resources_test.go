@@ -23,6 +23,9 @@ func TestMerge(t *testing.T) {
 		{"everything changes", Resources{}, full, full},
 		{"one field", full, Resources{CPUQuota: -1}, func() Resources { r := full; r.CPUQuota = -1; return r }()},
 		{"no memory limit", full, Resources{MemoryLimit: -1}, func() Resources { r := full; r.MemoryLimit, r.MemorySwap = -1, 0; return r }()},
+		{"more memory, as much swap", full, Resources{MemoryLimit: 40}, func() Resources { r := full; r.MemoryLimit, r.MemorySwap = 40, 41; return r }()},
+		{"less memory, no swap", Resources{MemoryLimit: 4, MemorySwap: 4}, Resources{MemoryLimit: 2}, Resources{MemoryLimit: 2, MemorySwap: 2}},
+		{"any swap", Resources{MemoryLimit: 4, MemorySwap: -1}, Resources{MemoryLimit: 2}, Resources{MemoryLimit: 2, MemorySwap: -1}},
 		{
 			"maps by key", full,
 			Resources{HugepageMax: map[string]uint64{"2MB": 0, "1GB": 1}, Unified: map[string]string{"memory.low": "1"}},
