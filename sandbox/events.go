@@ -243,7 +243,7 @@ func (c *container) happened() EventKind {
 		return 0
 	case c.rec.State == ContainerRunning:
 		return EventStarted
-	case c.rec.State == ContainerExited:
+	case c.rec.State == ContainerExited, c.rec.State == ContainerRemoving:
 		return EventStopped
 	}
 	return EventCreated

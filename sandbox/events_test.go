@@ -9,6 +9,7 @@ import (
 
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/testutil"
+	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/sandbox"
 	"github.com/cridproject/crid/sandbox/sandboxtest"
 )
@@ -135,6 +136,27 @@ func TestEventsOfRemoval(t *testing.T) {
 	}
 	if _, err := n.Manager.PodStatus(string(pod)); !errkind.Is(err, errkind.NotFound) {
 		t.Errorf("PodStatus of what is gone = %v, want NotFound", err)
+	}
+	_ = end()
+}
+
+// A container that crid finds half removed at its start has told of its life.
+func TestEventsOfInterruptedRemoval(t *testing.T) {
+	n := sandboxtest.New(t)
+	pod, id := mustLive(t, n, sandboxtest.Pod("pod"), sandboxtest.Container("main"))
+	n.Monitor.FailAt(monitor.OpDelete, errors.New("the disk is full"))
+	if err := n.Manager.Remove(t.Context(), string(id)); err == nil {
+		t.Fatal("Remove = nil, want the error of the monitor")
+	}
+	n.Restart()
+	events, end := watch(t, n.Manager)
+	n.Monitor.FailAt(monitor.OpDelete, nil)
+	if err := n.Manager.RemoveSandbox(t.Context(), string(pod)); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := take(t, events, map[string]string{string(pod): "pod", string(id): "main"}, 3)
+	if want := []string{"main deleted", "pod stopped", "pod deleted"}; !slices.Equal(got, want) {
+		t.Errorf("events are %v, want %v", got, want)
 	}
 	_ = end()
 }
