@@ -43,6 +43,8 @@ func TestCPURate(t *testing.T) {
 		{"its own", 2 * time.Second, v(5), v(2)},
 		{"the clock was set back", -time.Hour, v(6), Value{}},
 		{"and goes on", time.Second, v(7), v(1)},
+		{"overtaken by another caller", -time.Millisecond, v(6), v(1)},
+		{"which changes nothing", time.Second + time.Millisecond, v(8), v(1)},
 	} {
 		at = at.Add(step.after)
 		if got := r.sample(at, step.used); got != step.want {

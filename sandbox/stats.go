@@ -332,10 +332,10 @@ func (r *cpuRate) sample(at time.Time, used Value) Value {
 	switch {
 	case !used.Known:
 		return Value{}
+	case !r.at.IsZero() && window.Abs() < minWindow:
+		return r.value // also of who read before another caller, and comes after it
 	case r.at.IsZero(), window > maxWindow, window < 0, used.N < r.used:
 		r.value = Value{} // begins anew
-	case window < minWindow:
-		return r.value
 	default:
 		r.value = Value{N: uint64(float64(used.N-r.used) / window.Seconds()), Known: true}
 	}
