@@ -79,9 +79,7 @@ func inImage(dir, sub string) (string, error) {
 		return "", err
 	}
 	defer unix.Close(root)
-	fd, err := unix.Openat2(root, sub, &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
+	fd, err := openBelow(root, sub, 0, unix.RESOLVE_NO_XDEV)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return "", errkind.Errorf(errkind.Invalid, "there is no such folder or file")
@@ -96,8 +94,12 @@ func inImage(dir, sub string) (string, error) {
 	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFDIR && kind != unix.S_IFREG {
 		return "", errkind.Errorf(errkind.Invalid, "it is neither a folder nor a regular file")
 	}
+	// Both as the kernel has them: a link may lead to where dir is.
 	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	if err != nil {
+		return "", err
+	}
+	if dir, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(root)); err != nil {
 		return "", err
 	}
 	if path != dir && !strings.HasPrefix(path, dir+"/") {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -173,4 +175,53 @@ func TestImageMountOfDeadMonitor(t *testing.T) {
 	}
 	n.delete("dead2")
 	n.noImageMounts()
+}
+
+// TestOpenWhileOthersRename: a link upwards is found, though the kernel says that it
+// cannot be sure while anybody on the node renames or mounts.
+func TestOpenWhileOthersRename(t *testing.T) {
+	dir, busy := t.TempDir(), t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "sub/deep"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../sub/deep", filepath.Join(dir, "sub/up")); err != nil {
+		t.Fatal(err)
+	}
+	a, b := filepath.Join(busy, "a"), filepath.Join(busy, "b")
+	if err := os.Mkdir(a, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var ended atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !ended.Load() {
+			_ = os.Rename(a, b)
+			_ = os.Rename(b, a)
+		}
+	})
+	defer wg.Wait()
+	defer ended.Store(true)
+	for range 5000 {
+		if path, err := inImage(dir, "sub/up"); err != nil || path != filepath.Join(dir, "sub/deep") {
+			t.Fatalf("sub path of an image: %s, %v", path, err)
+		}
+		if err := ownWorkingDir(dir, "/sub/up", os.Getuid(), os.Getgid()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestSubPathBelowLink: the state folder may be named by a link, as /var/run is one.
+func TestSubPathBelowLink(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "real/image/sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("real", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	path, err := inImage(filepath.Join(dir, "link/image"), "sub")
+	if want := filepath.Join(dir, "real/image/sub"); err != nil || path != want {
+		t.Errorf("sub path: %q, %v, want %s", path, err, want)
+	}
 }

@@ -65,12 +65,15 @@ func makeDirs(root int, p string, uid, gid int) error {
 	return nil
 }
 
-// openDir opens a folder below root. While others mount and rename, as on any
-// node, the kernel may not be able to tell where a link upwards leads.
-func openDir(root int, p string) (fd int, err error) {
+func openDir(root int, p string) (int, error) { return openBelow(root, p, unix.O_DIRECTORY, 0) }
+
+// openBelow opens what links lead to as if root were the root: a descriptor for its
+// path only. While others mount and rename, as on any node, the kernel may not be
+// able to tell where a link upwards leads.
+func openBelow(root int, p string, flags, resolve uint64) (fd int, err error) {
 	how := unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | flags,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
 	}
 	for range 100 {
 		fd, err = unix.Openat2(root, p, &how)
