@@ -91,6 +91,12 @@ func (c *cgroup) killEach() error {
 		freezer = ""
 	}
 	known := map[int]bool{}
+	defer func() {
+		// v1 delivers no signal to what is frozen, by this or by the container itself.
+		if freezer != "" && len(known) > 0 {
+			thaw(freezer)
+		}
+	}()
 	for round := range killRounds {
 		if round == freezeAfter && freezer != "" {
 			_ = os.WriteFile(filepath.Join(freezer, "freezer.state"), []byte(cgroups.Frozen), 0)
@@ -112,10 +118,6 @@ func (c *cgroup) killEach() error {
 		if !forked {
 			break
 		}
-	}
-	// v1 delivers no signal to what is frozen.
-	if freezer != "" && len(known) > 0 {
-		thaw(freezer)
 	}
 	return nil
 }
