@@ -47,8 +47,9 @@
 //  1. Manager.sandboxOps, one for each sandbox: an operation on it. Held across
 //     calls to plugins and the monitor, for minutes if need be.
 //  2. Manager.containerOps, one for each container: making, starting, removing it.
-//     Stop, execs and streams do not take it: a Stop that waits must not keep another
-//     from shortening it, or Remove from killing. Who holds that of a container that
+//     Stop, execs and streams do not hold it: a Stop that waits must not keep another
+//     from shortening it, or Remove from killing. (It takes it for a moment, to wait for
+//     a start that is under way.) Who holds that of a container that
 //     has been made does not wait for the monitor to come back (lockContainer).
 //  3. sandbox.mu, container.mu: the record. Held for one write of a file.
 //  4. events.mu: who is told what. Held for no more than handing an event on.
