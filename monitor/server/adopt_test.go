@@ -113,6 +113,22 @@ func TestAdopt(t *testing.T) {
 	n.residue()
 }
 
+// confined checks that a holder waits, also after a stop, and can do nothing else,
+// whoever in the pod may trace it.
+func confined(t *testing.T, pid int) {
+	t.Helper()
+	for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGCONT} {
+		if err := unix.Kill(pid, sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testutil.WaitFor(t, "a holder that waits under a seccomp filter", func() bool {
+		b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+		status := string(b)
+		return err == nil && strings.Contains(status, "\nState:\tS ") && strings.Contains(status, "\nSeccomp:\t2\n") && strings.Contains(status, "\nNoNewPrivs:\t1\n")
+	})
+}
+
 func TestHolder(t *testing.T) {
 	n, crash := crashNode(t)
 	ctx := context.Background()
@@ -145,6 +161,7 @@ func TestHolder(t *testing.T) {
 	if b, _ := os.ReadFile(proc + "/comm"); string(b) != "crid-pid1\n" {
 		t.Errorf("comm of a holder = %q", b)
 	}
+	confined(t, r.PID)
 	spec := n.spec("sh", "-c", "(setsid sleep 0.01 &) ; sleep 0.1; echo $$; sleep 1000")
 	spec.Linux.Namespaces[0] = specs.LinuxNamespace{Type: specs.PIDNamespace, Path: proc + "/ns/pid"}
 	n.runSpec("a", spec)

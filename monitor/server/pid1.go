@@ -6,7 +6,9 @@ package server
 //
 // It gives up its view of the machine's files, because processes of the pod can
 // look at /proc/1/root; it keeps its capabilities, because the kernel lets only
-// those look who have as many. Ignoring SIGCHLD makes the kernel reap its
+// those look who have as many, or CAP_SYS_PTRACE. Such a container could make it
+// do whatever it may do itself, as root of the node, so a seccomp filter lets it
+// do nothing. Ignoring SIGCHLD makes the kernel reap its
 // children without waking it. Nothing is inherited from the monitor, so that it
 // lives on when the monitor dies.
 
@@ -14,8 +16,12 @@ package server
 #define _GNU_SOURCE
 #include <errno.h>
 #include <grp.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +32,12 @@ package server
 
 #ifndef SYS_close_range
 #define SYS_close_range 436
+#endif
+
+#if defined(__x86_64__)
+#define CRID_ARCH AUDIT_ARCH_X86_64
+#elif defined(__aarch64__)
+#define CRID_ARCH AUDIT_ARCH_AARCH64
 #endif
 
 // The descriptor on which a failure is written; it closes when all went well.
@@ -40,6 +52,32 @@ static void crid_fail(const char *what)
 {
 	dprintf(CRID_STATUS, "%s: %s", what, strerror(errno));
 	_exit(1);
+}
+
+// crid_confine leaves this process nothing but to close its files and to wait.
+static void crid_confine(void)
+{
+#ifdef CRID_ARCH
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CRID_ARCH, 0, 6),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ppoll, 5, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_restart_syscall, 4, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigreturn, 3, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_close, 2, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_close_range, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		crid_fail("set no_new_privs");
+	// EINVAL: a kernel without filters.
+	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0 && errno != EINVAL)
+		crid_fail("set seccomp filter");
+#endif
 }
 
 // crid_init is the init, in namespaces that have been made.
@@ -60,12 +98,13 @@ static int crid_init(void *unused)
 		crid_fail("make root read-only");
 	if (chdir("/") < 0)
 		crid_fail("enter root");
+	crid_confine();
 	// Whatever else the monitor has inherited; then by hand on old kernels.
 	if (syscall(SYS_close_range, 0, ~0U, 0) < 0)
 		for (int fd = 0; fd < 1024; fd++)
 			close(fd);
 	for (;;)
-		pause();
+		syscall(SYS_ppoll, NULL, 0, NULL, NULL, 0); // pause() is not on all machines
 	return 0;
 }
 

@@ -150,6 +150,7 @@ func TestHolderInUserNS(t *testing.T) {
 			t.Errorf("status of the init lacks %q:\n%s", want, status)
 		}
 	}
+	confined(t, reply.PID)
 	if private := rollup(t, reply.PID, "Private_"); private > 1024 {
 		t.Errorf("private memory of a holder: %d KiB, want at most 1 MiB", private)
 	}
