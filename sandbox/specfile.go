@@ -79,6 +79,9 @@ func (m *Manager) SandboxSpec(id string) (json.RawMessage, error) {
 			spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: kind, Path: path})
 		}
 	}
+	if s.config.Namespaces.UserMap != nil {
+		add(specs.UserNamespace, m.sandboxFile(s.id, fileUser))
+	}
 	if !s.config.HostNetwork() {
 		spec.Hostname = m.hostname(&s.config)
 		add(specs.NetworkNamespace, m.netNS(s.id))
