@@ -9,8 +9,11 @@
 package cdi
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -33,7 +36,10 @@ type Folders struct {
 
 // New is the spec files in dirs, which need not exist. None means that there are
 // no devices.
-func New(dirs []string) *Folders { return &Folders{dirs: slices.Clone(dirs)} }
+func New(dirs []string) *Folders {
+	setChecks()
+	return &Folders{dirs: slices.Clone(dirs)}
+}
 
 // Inject puts the devices, named as in "vendor.com/class=name", into a container's
 // spec. It may wait for file systems. The kind is Invalid for a device that no file
@@ -71,7 +77,7 @@ func sentence(broken map[string]string) string {
 type Status struct {
 	Dirs    []string          `json:"dirs"`
 	Devices []string          `json:"devices"`
-	Broken  map[string]string `json:"broken,omitempty"` // file → why it is not used
+	Broken  map[string]string `json:"broken,omitempty"` // file or folder → why it is not used
 }
 
 // Status reads the spec files, and logs what is wrong with them, if that is news.
@@ -81,10 +87,20 @@ func (f *Folders) Status(log klog.Logger) Status {
 	return Status{Dirs: f.dirs, Devices: cache.ListDevices(), Broken: broken}
 }
 
-// read reads the spec files. A broken one costs only its own devices.
+// read reads the spec files. A broken one costs only its own devices, and a folder
+// that cannot be read, its own.
 func (f *Folders) read() (cache *cdi.Cache, broken map[string]string) {
-	cache, _ = cdi.NewCache(cdi.WithAutoRefresh(false), cdi.WithSpecDirs(f.dirs...)) // its error is always nil
 	broken = map[string]string{}
+	var dirs []string
+	for _, dir := range f.dirs {
+		// The library stops at such a folder, and says nothing.
+		if _, err := os.ReadDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			broken[dir] = err.Error()
+			continue
+		}
+		dirs = append(dirs, dir)
+	}
+	cache, _ = cdi.NewCache(cdi.WithAutoRefresh(false), cdi.WithSpecDirs(dirs...)) // its error is always nil
 	for path, errs := range cache.GetErrors() {
 		var why []string
 		for _, err := range errs {
@@ -102,7 +118,7 @@ func (f *Folders) report(log klog.Logger, broken map[string]string) {
 	f.mu.Unlock()
 	for path, why := range broken {
 		if was[path] != why {
-			log.Info("Left out a CDI spec file, its devices cannot be used", "path", path, "reason", why)
+			log.Info("Left out CDI specs, their devices cannot be used", "path", path, "reason", why)
 		}
 	}
 }

@@ -97,6 +97,38 @@ func TestInject(t *testing.T) {
 	}
 }
 
+// What cannot be used costs nothing but its own devices.
+func TestBroken(t *testing.T) {
+	for name, text := range map[string]string{
+		"empty":           "",
+		"null":            "null",
+		"no list":         "devices: {}",
+		"null mount":      strings.Replace(vendor, "mounts: [", "mounts: [null, ", 1),
+		"null node":       strings.Replace(vendor, "deviceNodes: [", "deviceNodes: [null, ", 1),
+		"null hook":       strings.Replace(vendor, "hooks: [", "hooks: [null, ", 1),
+		"null for all":    vendor + "containerEdits: {mounts: [null]}\n",
+		"a later version": strings.Replace(vendor, "0.7.0", "99.0.0", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir, "bad.yaml", strings.Replace(text, "vendor.com", "other.com", 1))
+			write(t, dir, "good.yaml", vendor)
+			notFolder := filepath.Join(dir, "bad.yaml")
+			f := New([]string{notFolder, dir})
+			if err := f.Inject(klog.Background(), empty(), []string{"vendor.com/thing=one"}); err != nil {
+				t.Errorf("Inject beside what is broken = %v", err)
+			}
+			err := f.Inject(klog.Background(), empty(), []string{"other.com/thing=one"})
+			if !errkind.Is(err, errkind.Invalid) || !strings.Contains(err.Error(), filepath.Join(dir, "bad.yaml")+" cannot be used: ") {
+				t.Errorf("Inject of what is broken = %v, want Invalid that names the file", err)
+			}
+			if broken := f.Status(klog.Background()).Broken; len(broken) == 0 {
+				t.Errorf("Status says of nothing that it is broken")
+			}
+		})
+	}
+}
+
 func TestInjectNothing(t *testing.T) {
 	f := New(nil)
 	if err := f.Inject(klog.Background(), empty(), nil); err != nil {
