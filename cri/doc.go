@@ -8,13 +8,13 @@
 // A request is read in one pass that collects everything wrong with it. The
 // answer is InvalidArgument, and names each malformed field by its path in the
 // proto file: "config.metadata.name: must not be empty". What crid does not do
-// yet (user namespaces, images as volumes, CDI devices, ID-mapped mounts) is
-// refused in the same way rather than dropped, since a container that starts
+// is refused in the same way rather than dropped, since a container that starts
 // with less than was asked for is worse than one that does not start. The
 // exceptions are fields without a meaning on the node at hand (those for
 // Windows, SELinux labels where there is no SELinux) and those about the
-// sandbox's own process, which crid does not have. fields_test.go holds the
-// list to the API's descriptors. What is a matter of the node, the image or the
+// sandbox's own process, which crid does not have. fields_test.go and
+// fields_calls_test.go set each field of each request, and have the list of
+// those without effect. What is a matter of the node, the image or the
 // pod (a profile that is not loaded, an unknown user, a sysctl of the whole node)
 // is refused in the same words by packages sandbox and sandbox/spec.
 //
