@@ -13,7 +13,9 @@ type FsInfo struct {
 
 // FsUsage is a share of a file system.
 type FsUsage struct {
-	Mountpoint string // a folder on the file system
+	// Mountpoint is the store's root, for all of them: kubelet takes images and
+	// containers to be on one file system only if the paths are equal.
+	Mountpoint string
 	UsedBytes  uint64
 	Inodes     uint64
 	At         time.Time // when it was so
@@ -29,8 +31,10 @@ type usageOfImages struct{ bytes, inodes uint64 }
 // call knows little.
 func (s *Store) FsInfo(context.Context) (FsInfo, error) {
 	used := s.published.Load().used
-	return FsInfo{
+	info := FsInfo{
 		Images:     FsUsage{Mountpoint: s.root, UsedBytes: used.bytes, Inodes: used.inodes, At: time.Now()},
 		Containers: s.usage.sum(s.path("rootfs"), s.Prepared),
-	}, nil
+	}
+	info.Containers.Mountpoint = s.root
+	return info, nil
 }

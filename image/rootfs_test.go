@@ -263,7 +263,7 @@ func TestContainerUsage(t *testing.T) {
 // much, as soon as it has been looked at.
 func TestWritten(t *testing.T) {
 	s, _, fs := pulled(t, []tarEntry{file("f", "x")})
-	if got := s.Written("c1"); got.Inodes != 1 || got.At.IsZero() || got.Mountpoint != s.path("rootfs") {
+	if got := s.Written("c1"); got.Inodes != 1 || got.At.IsZero() || got.Mountpoint != s.root {
 		t.Errorf("Written of a new container = %+v, want one folder", got)
 	}
 	s.usage.wait()

@@ -92,6 +92,10 @@ func TestPullListRemove(t *testing.T) {
 	if err != nil || fi.Images.UsedBytes < 8192 || fi.Images.Inodes != 2 || fi.Images.At.IsZero() || fi.Images.Mountpoint == "" {
 		t.Errorf("FsInfo = %+v, %v", fi, err)
 	}
+	// kubelet compares the words.
+	if fi.Containers.Mountpoint != fi.Images.Mountpoint {
+		t.Errorf("FsInfo has containers on %s and images on %s, want one file system", fi.Containers.Mountpoint, fi.Images.Mountpoint)
+	}
 	checkStore(t, s)
 	for range 2 {
 		if err := s.Remove(t.Context(), ref); err != nil {

@@ -25,7 +25,9 @@ const (
 // written: its writable layer. It waits for nothing: see FsInfo. At is zero while the
 // figures are not known, because they are large and nobody has asked before.
 func (s *Store) Written(key string) FsUsage {
-	return s.usage.of(s.path("rootfs"), key, s.Prepared)
+	u := s.usage.of(s.path("rootfs"), key, s.Prepared)
+	u.Mountpoint = s.root
+	return u
 }
 
 // usageCache is what the writable layers take, by key. Nothing is counted that
@@ -64,7 +66,7 @@ func (u *usageCache) sum(dir string, keys func() []string) FsUsage {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.refresh(dir, keys)
-	sum := FsUsage{Mountpoint: dir, At: u.at}
+	sum := FsUsage{At: u.at}
 	if u.at.IsZero() {
 		sum.At = time.Now()
 	}
@@ -85,7 +87,7 @@ func (u *usageCache) of(dir, key string, keys func() []string) FsUsage {
 		left := quickBudget
 		use = layerUsage{usageOf(upperDir(dir, key), func() bool { left--; return left >= 0 }), time.Now()}
 		if left < 0 {
-			return FsUsage{Mountpoint: dir}
+			return FsUsage{}
 		}
 		u.mu.Lock()
 		if u.byKey == nil {
@@ -94,7 +96,7 @@ func (u *usageCache) of(dir, key string, keys func() []string) FsUsage {
 		u.byKey[key] = use
 		u.mu.Unlock()
 	}
-	return FsUsage{Mountpoint: dir, UsedBytes: use.bytes, Inodes: use.inodes, At: use.at}
+	return FsUsage{UsedBytes: use.bytes, Inodes: use.inodes, At: use.at}
 }
 
 func upperDir(dir, key string) string { return filepath.Join(dir, key, "upper") }
