@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/monitor"
 )
@@ -248,7 +249,7 @@ func (v *view) differences() []string {
 		}
 	}
 	for id, dir := range v.folders {
-		if !v.known(id) {
+		if !v.known(image.VolumeOwner(id)) {
 			say("%s: there is a folder %s, there is no record", id, dir)
 		}
 	}

@@ -47,6 +47,8 @@ func TestDifferences(t *testing.T) {
 		{"stray cgroup", func(v *view) { v.cgroups["x"] = "/cg/crid-x" }, "x: there is a cgroup /cg/crid-x"},
 		{"stray namespace", func(v *view) { v.netns = append(v.netns, "x") }, "x: there is a network namespace /n/crid-x"},
 		{"stray folder", func(v *view) { v.folders["x"] = "/r/x" }, "x: there is a folder /r/x"},
+		{"folder of an image volume", func(v *view) { v.folders["c@0"] = "/r/c@0" }, ""},
+		{"stray folder of an image volume", func(v *view) { v.folders["x@0"] = "/r/x@0" }, "x@0: there is a folder /r/x@0"},
 		{"orphan", func(v *view) {
 			v.containers["d"] = containerFacts{State: "exited", Sandbox: "gone"}
 		}, "d: the container's sandbox gone has no record"},

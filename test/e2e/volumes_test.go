@@ -85,6 +85,7 @@ func TestImageVolume(t *testing.T) {
 			t.Errorf("the node's mount table has the image: %s", m)
 		}
 	}
+	n.checked()
 	st := n.Status(id)
 	for i, m := range st.Mounts {
 		asked := c.Mounts[i]
