@@ -134,18 +134,21 @@ run() {
 	"$bin/demo" up "$socket" "$root/logs"
 	say "crid pods"
 	"$bin/crid" --config "$config" pods
-	local id
-	id=$("$bin/demo" id "$socket")
+	local ids pod id
+	ids=$("$bin/demo" id "$socket")
+	read -r pod id <<<"$ids"
 	say "How to go on, as root"
 	cat <<-HELP
 		export CONTAINER_RUNTIME_ENDPOINT=unix://$socket
 		crictl pods
 		crictl ps
-		crictl logs $id
-		crictl exec --sync $id ls /bin
+		crictl logs -f $id
+		crictl exec -it $id cat    # Ctrl-D ends it
+		crictl port-forward $pod 8080:8080
+		crictl stats
 		kubelet --container-runtime-endpoint=unix://$socket ...
 		$bin/crid --config $config check
-		make clean-run         ends all this and leaves nothing behind
+		make clean-run         # ends all this and leaves nothing behind
 	HELP
 }
 
@@ -196,11 +199,16 @@ kill_containers() {
 	done
 }
 
-# remove_mounts unmounts what lies below root and state, the innermost first.
+# mounts_below lists what is mounted in root and state.
+mounts_below() {
+	awk -v a="$root" -v b="$state" '$5 == a || $5 == b || index($5, a "/") == 1 || index($5, b "/") == 1 {print $5}' \
+		/proc/self/mountinfo
+}
+
+# remove_mounts unmounts it, the innermost first.
 remove_mounts() {
 	local point
-	awk -v a="$root" -v b="$state" '$5 == a || $5 == b || index($5, a "/") == 1 || index($5, b "/") == 1 {print $5}' \
-		/proc/self/mountinfo | tac | while read -r point; do umount -l "$point" || true; done
+	mounts_below | tac | while read -r point; do umount -l "$point" || true; done
 }
 
 # rules are those for masquerading, one line each as iptables takes them.
@@ -228,7 +236,7 @@ left() {
 	found=$(
 		[ -e "$root" ] && echo "folder $root"
 		[ -e "$state" ] && echo "folder $state"
-		grep -F -e "$root" -e "$state" /proc/self/mountinfo | sed 's/^/mount /'
+		mounts_below | sed 's/^/mount /'
 		ip -o link show "$bridge" 2>/dev/null | sed 's/^/link /'
 		cgroup_dirs | sed 's/^/cgroup /'
 		monitor_pids | sed 's/^/crid-monitor, process /'

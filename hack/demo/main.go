@@ -24,7 +24,7 @@ import (
 const usage = `usage:
   demo image ARCHIVE PROGRAM    write an image that holds PROGRAM
   demo up SOCKET LOGS           run the pod, unless it runs, and show what it does
-  demo id SOCKET                print the short ID of the container that runs
+  demo id SOCKET                print the short IDs of the pod and of the container that runs
   demo down SOCKET              remove all pods`
 
 func main() {
@@ -86,15 +86,28 @@ func (c client) up(ctx context.Context, logs string) error {
 	if err != nil {
 		return err
 	}
-	if container == "" {
-		say("Running a pod with a web server in it")
-		if pod, container, err = c.start(ctx, sandbox); err != nil {
+	if container != "" {
+		say("The pod runs from the last time")
+		err := c.show(ctx, pod, container)
+		if err == nil || c.running(ctx, container) {
 			return err
 		}
-	} else {
-		say("The pod runs from the last time")
+		// As when crid and crid-monitor were killed at once: see the README.
+		say("Its server has ended meanwhile (%v)", err)
+		if err := c.remove(ctx, pod); err != nil {
+			return err
+		}
+	}
+	say("Running a pod with a web server in it")
+	if pod, container, err = c.start(ctx, sandbox); err != nil {
+		return err
 	}
 	return c.show(ctx, pod, container)
+}
+
+func (c client) running(ctx context.Context, container string) bool {
+	s, err := c.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: container})
+	return err != nil || s.GetStatus().GetState() == cri.ContainerState_CONTAINER_RUNNING
 }
 
 // find looks for the pod of an earlier run; one that does not run any more, or
@@ -188,7 +201,7 @@ func (c client) show(ctx context.Context, pod, container string) error {
 	return nil
 }
 
-// id prints the container's ID as crictl shows and takes it.
+// id prints the IDs of the pod and its container as crictl shows and takes them.
 func (c client) id(ctx context.Context) error {
 	cs, err := c.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{
 		LabelSelector: podLabels, State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING},
@@ -199,7 +212,7 @@ func (c client) id(ctx context.Context) error {
 	if len(cs.GetContainers()) != 1 {
 		return fmt.Errorf("%d containers of the demo's pod run, want 1", len(cs.GetContainers()))
 	}
-	fmt.Printf("%.13s\n", cs.GetContainers()[0].GetId())
+	fmt.Printf("%.13s %.13s\n", cs.GetContainers()[0].GetPodSandboxId(), cs.GetContainers()[0].GetId())
 	return nil
 }
 
