@@ -25,7 +25,7 @@ type ExecProcess struct {
 	PID     int
 	Console *os.File // the pty's master, with TTY; the caller's
 	// Done delivers exactly one Exit. With Lost the connection ended before the
-	// process did; the process goes on.
+	// process did; the monitor, unless it has died, kills the process then.
 	Done <-chan Exit
 }
 
@@ -94,6 +94,7 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest, stdio [3]*os.File) (*E
 	if err != nil {
 		f.CloseFiles()
 		c.unexpect(k)
+		c.kill(k) // nobody can use it
 		return nil, fmt.Errorf("exec in container %s: %w", r.ID, err)
 	}
 	p.Done = done
@@ -180,9 +181,13 @@ func (c *Client) killLate(k execKey) {
 	c.wg.Add(1)
 	go func() {
 		defer c.wg.Done()
-		// Ends with the connection. An error means that either is gone.
-		_ = c.Signal(context.Background(), SignalRequest{ID: k.id, ExecID: k.execID, Signal: int(syscall.SIGKILL), All: true})
+		c.kill(k)
 	}()
+}
+
+// kill kills an exec. Ends with the connection; an error means that either is gone.
+func (c *Client) kill(k execKey) {
+	_ = c.Signal(context.Background(), SignalRequest{ID: k.id, ExecID: k.execID, Signal: int(syscall.SIGKILL), All: true})
 }
 
 // Signal sends a signal. See SignalRequest.

@@ -159,8 +159,8 @@ func (c *Client) Peer() Hello { return c.peer }
 func (c *Client) Done() <-chan struct{} { return c.done }
 
 // Close ends the connection and waits until OnExit has returned; from its start
-// OnExit is not called again. Requests under way end with kind Unavailable; containers and
-// execs go on. Safe twice, but not from OnExit.
+// OnExit is not called again. Requests under way end with kind Unavailable; containers go
+// on, execs are killed. Safe twice, but not from OnExit.
 func (c *Client) Close() {
 	// In this order: Done says that OnExit will not be called once more.
 	c.exits.drop()

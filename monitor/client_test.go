@@ -397,6 +397,9 @@ func TestWrongNumberOfDescriptors(t *testing.T) {
 			got <- err
 		}()
 		p.send(p.next(OpExec).ID, OpExec, ExecReply{PID: 1}, files...)
+		if n > 0 { // it runs, and nobody can use it
+			p.send(p.next(OpSignal).ID, OpSignal, nil)
+		}
 		if err := <-got; (err == nil) != (n == 0) {
 			t.Errorf("Exec with %d descriptors in the reply = %v, want an error unless 0", n, err)
 		}

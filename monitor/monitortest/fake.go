@@ -263,13 +263,14 @@ func (f *Fake) endExecLocked(c *container, execID string, code int) {
 }
 
 // loseExecsLocked tells whoever waits for an exec on fr that its end will not be
-// known. The exec goes on.
+// known, and kills it.
 func (f *Fake) loseExecsLocked(fr *Front) {
 	for _, c := range f.containers {
 		for id, x := range c.execs {
 			if x.front == fr && x.done != nil {
 				x.done <- monitor.Exit{ID: c.req.ID, ExecID: id, Code: -1, At: f.o.Now(), Lost: true}
 				x.done = nil
+				f.endExecLocked(c, id, 128+9)
 			}
 		}
 	}

@@ -57,6 +57,7 @@ func Suite(t *testing.T, start func(t *testing.T) Env) {
 		{"ExecsAtOnce", (*suite).execsAtOnce},
 		{"ExecIsKilled", (*suite).execIsKilled},
 		{"ExecWithTerminal", (*suite).execWithTerminal},
+		{"ExecEndsWithConnection", (*suite).execEndsWithConnection},
 		{"AttachEchoes", (*suite).attachEchoes},
 		{"AttachStdinStaysOpen", (*suite).attachStdinStaysOpen},
 		{"AttachBeforeStart", (*suite).attachBeforeStart},

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/testutil"
 	"github.com/cridproject/crid/monitor"
 )
 
@@ -274,6 +275,34 @@ func (s *suite) execWithTerminal() {
 	s.must("Resize", c.Resize(s.ctx, monitor.ResizeRequest{ID: id, ExecID: "e", Rows: 40, Columns: 100}))
 	s.must("Signal", c.Signal(s.ctx, monitor.SignalRequest{ID: id, ExecID: "e", Signal: int(syscall.SIGKILL)}))
 	s.wantCode(s.execEnd(p), 128+9)
+}
+
+// What runs for a connection ends with it, and nothing else does.
+func (s *suite) execEndsWithConnection() {
+	lost, other := s.connect(), s.connect()
+	id, _ := s.run(other, "sleep", "1000")
+	r, w, err := os.Pipe()
+	s.must("Pipe", err)
+	defer r.Close()
+	_, err = lost.Exec(s.ctx, monitor.ExecRequest{ID: id, ExecID: "lost", Args: []string{"sleep", "1000"}}, [3]*os.File{nil, w, nil})
+	_ = w.Close()
+	s.must("Exec", err)
+	p, err := lost.Exec(s.ctx, monitor.ExecRequest{ID: id, ExecID: "terminal", Args: []string{"sleep", "1000"}, TTY: true}, [3]*os.File{})
+	s.must("Exec with TTY", err)
+	defer p.Console.Close()
+	stays, err := other.Exec(s.ctx, monitor.ExecRequest{ID: id, ExecID: "stays", Args: []string{"sleep", "1000"}}, [3]*os.File{})
+	s.must("Exec", err)
+	lost.Close()
+	defer context.AfterFunc(s.ctx, func() { _ = r.Close() })()
+	if _, err := io.ReadAll(r); err != nil {
+		s.t.Error(err)
+	}
+	testutil.WaitFor(s.t, "one exec to be left", func() bool {
+		d, err := other.Dump(s.ctx)
+		return err == nil && d.Execs == 1
+	})
+	s.must("Signal", other.Signal(s.ctx, monitor.SignalRequest{ID: id, ExecID: "stays", Signal: int(syscall.SIGKILL)}))
+	s.wantCode(s.execEnd(stays), 128+9)
 }
 
 func (s *suite) signalAll() {

@@ -81,7 +81,10 @@ func (c *conn) serve(ctx context.Context) {
 	log := klog.FromContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
 	var requests sync.WaitGroup
+	endExecs := func() { c.s.endExecs(context.WithoutCancel(ctx), c) }
+	defer endExecs() // those that were being started
 	defer requests.Wait()
+	defer endExecs()
 	defer cancel()
 	defer c.close()
 	defer c.recover(ctx, "")

@@ -44,7 +44,7 @@ func (s *Server) exec(ctx context.Context, conn *conn, r monitor.ExecRequest, fi
 	if err != nil {
 		return reply{}, err
 	}
-	e := &execProc{id: r.ExecID, done: make(chan struct{})}
+	e := &execProc{id: r.ExecID, done: make(chan struct{}), conn: conn}
 	if err := c.cgroup.thawed(); err != nil {
 		return reply{}, fmt.Errorf("exec in container %s: %w", r.ID, err)
 	}

@@ -89,6 +89,7 @@ type execProc struct {
 	pidfd   *os.File
 	console *os.File // the pty's master, for Resize; nil without a terminal
 	done    chan struct{}
+	conn    *conn // who asked for it
 }
 
 // holder is the init of a sandbox's PID namespace.

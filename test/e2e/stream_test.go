@@ -322,23 +322,38 @@ func TestExecEndsWithContainer(t *testing.T) {
 	}
 }
 
-// The daemon's end does not wait for people's shells.
+// The daemon's end does not wait for people's shells, and leaves none behind: nor
+// what ExecSync runs, when it is killed.
 func TestStreamsEndWithCrid(t *testing.T) {
 	n, _, _, id := streamNode(t, "crid-ends")
-	var out Buffer
-	o := remotecommand.StreamOptions{Stdin: endless(t), Stdout: &out}
-	url, done := n.ExecURL(id, o, "sh", "-c", "echo there; sleep 661"), make(chan error, 1)
-	go func() { done <- Executor(t, "WebSocket", url).StreamWithContext(n.Ctx(), o) }()
-	if !out.Await("there") {
-		t.Fatal("it does not run")
-	}
-	n.Stop()
-	if err := <-done; err == nil {
-		t.Error("the stream has ended well, want an error")
-	}
-	n.Start()
-	if ps := n.Exec(id, "ps", "-o", "args"); strings.Contains(ps, "sleep 661") {
-		t.Errorf("the exec of a stream that crid has ended runs on:\n%s", ps)
+	for name, end := range map[string]func(){"stopped": n.Stop, "killed": n.Kill9} {
+		t.Run(name, func(t *testing.T) {
+			var out, terminal Buffer
+			o := remotecommand.StreamOptions{Stdin: endless(t), Stdout: &out}
+			tty := remotecommand.StreamOptions{Stdin: endless(t), Stdout: &terminal, Tty: true}
+			url, done := n.ExecURL(id, o, "sh", "-c", "echo there; sleep 661"), make(chan error, 2)
+			go func() { done <- Executor(t, "WebSocket", url).StreamWithContext(n.Ctx(), o) }()
+			ttyURL := n.ExecURL(id, tty, "sh", "-c", "echo there; sleep 661")
+			go func() { done <- Executor(t, "SPDY", ttyURL).StreamWithContext(n.Ctx(), tty) }()
+			if !out.Await("there") || !terminal.Await("there") {
+				t.Fatal("it does not run")
+			}
+			if name == "killed" {
+				go func() {
+					_, _ = n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 662; true"}})
+				}()
+				n.Eventually("ExecSync runs", func() bool { return strings.Contains(n.Exec(id, "ps", "-o", "args"), "sleep 662") })
+			}
+			end()
+			for range 2 {
+				// To a client of SPDY a connection that just ends is a good end.
+				if err := <-done; err == nil && name == "stopped" {
+					t.Error("the stream has ended well, want an error")
+				}
+			}
+			n.Start()
+			n.Eventually("the execs are gone", func() bool { return !strings.Contains(n.Exec(id, "ps", "-o", "args"), "sleep 66") })
+		})
 	}
 }
 
