@@ -52,6 +52,9 @@ type Options struct {
 	Certificate string        // file in PEM; "" means no TLS, which only a loopback address may have
 	Key         string        // of Certificate, file in PEM
 	IdleTimeout time.Duration // for a session on which nothing moves; 0 means 4 h
+	// RequestTimeout is for a client that is no session to say what it wants, and to
+	// take an error; 0 means 10 s. Anybody can connect.
+	RequestTimeout time.Duration
 
 	Now func() time.Time // nil means time.Now
 }
@@ -61,7 +64,9 @@ const (
 	defaultIdle    = 4 * time.Hour
 	// createTimeout is for a client to open its streams when it has connected.
 	createTimeout = 30 * time.Second
-	headerTimeout = 10 * time.Second
+	defaultRequest = 10 * time.Second
+	// headerMax is much more than clients send before anybody knows who they are.
+	headerMax = 64 << 10
 )
 
 // Server gives out URLs and serves them. Its methods may be called concurrently.
@@ -97,6 +102,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.IdleTimeout == 0 {
 		o.IdleTimeout = defaultIdle
+	}
+	if o.RequestTimeout == 0 {
+		o.RequestTimeout = defaultRequest
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -138,11 +146,15 @@ func (s *Server) Serve(ctx context.Context) error {
 			defer sessions.Done()
 			s.serve(w, r)
 		}),
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnContext:       connContext,
-		ConnState:         connState,
-		ReadHeaderTimeout: headerTimeout,
-		ErrorLog:          klog.NewStandardLogger("WARNING"),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: connContext,
+		ConnState:   connState,
+		// Of headers, body and the time between requests. They end when a session
+		// takes the connection over.
+		ReadTimeout:    s.o.RequestTimeout,
+		WriteTimeout:   s.o.RequestTimeout,
+		MaxHeaderBytes: headerMax,
+		ErrorLog:       klog.NewStandardLogger("WARNING"),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = h.Close() })
 	defer stop()

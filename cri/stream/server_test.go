@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -234,6 +235,54 @@ func TestIdle(t *testing.T) {
 	}
 	_ = run(t, "SPDY", u, &rest.Config{}, remotecommand.StreamOptions{Stdout: io.Discard})
 	<-gone
+}
+
+// Who is no session keeps no connection, whatever it does not do.
+func TestNoSession(t *testing.T) {
+	s := serve(t, stream.Options{Runtime: runtime{cat}, RequestTimeout: 50 * time.Millisecond})
+	for name, request := range map[string]string{
+		"says nothing":       "",
+		"ends no header":     "GET /exec/x HTTP/1.1\r\nHost: x\r\n",
+		"comes back never":   "GET /exec/x HTTP/1.1\r\nHost: x\r\n\r\n",
+		"sends no body":      "POST /exec/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
+		"has a large header": "GET /exec/x HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 100<<10) + "\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := net.Dial("tcp", s.Addr())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			_, _ = io.WriteString(c, request)
+			_, _ = io.Copy(io.Discard, c) // until the server closes it
+		})
+	}
+}
+
+// The time that a request may take is none for a session.
+func TestSessionOutlastsRequestTimeout(t *testing.T) {
+	const limit = time.Second
+	s := serve(t, stream.Options{Runtime: runtime{cat}, RequestTimeout: limit})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, transport := range []string{"SPDY", "WebSocket"} {
+		u, err := s.ExecURL("c", []string{"cat"}, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			in, typed := io.Pipe()
+			time.AfterFunc(2*limit, func() {
+				_, _ = io.WriteString(typed, "late")
+				_ = typed.Close()
+			})
+			var out bytes.Buffer
+			err := run(t, transport, u, &rest.Config{}, remotecommand.StreamOptions{Stdin: in, Stdout: &out})
+			if err != nil || out.String() != "late" {
+				t.Errorf("%s: a session = %q, %v, want it to outlast the time of a request", transport, &out, err)
+			}
+		})
+	}
 }
 
 func TestTLS(t *testing.T) {
