@@ -74,11 +74,11 @@ func (m *Manager) attachStreams(ctx context.Context, mon Monitor, c *container, 
 	defer p.close()
 	err = mon.Attach(ctx, monitor.AttachRequest{ID: string(c.id)}, p.theirs)
 	p.closeTheirs()
+	if s.Stdin != nil && (err == nil || ctx.Err() != nil) {
+		c.forgetStdin() // also when the client has gone: it may be attached all the same
+	}
 	if err != nil {
 		return err
-	}
-	if s.Stdin != nil {
-		c.forgetStdin()
 	}
 	// The end of stdin is passed on also for a terminal: the monitor, which has the
 	// terminal, ends the attachment then.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -204,6 +205,33 @@ func TestAttachLosesItsMonitor(t *testing.T) {
 	lose := &seen{f: func() { go n.Monitor.Disconnect() }}
 	if err := n.Manager.Attach(t.Context(), string(id), sandbox.Streams{Stdin: in, Stdout: lose}); !errkind.Is(err, errkind.Unavailable) {
 		t.Errorf("Attach = %v, want kind unavailable", err)
+	}
+}
+
+// A client that goes while it is being attached may have been attached: crid must
+// not be the one that keeps the container's stdin open.
+func TestAttachGivenUpEndsStdinOnce(t *testing.T) {
+	n := sandboxtest.New(t)
+	c := sandboxtest.Container("main")
+	c.Stdin, c.StdinOnce = true, true
+	_, id := mustLive(t, n, sandboxtest.Pod("web"), c)
+	stdin := "open stdin of " + string(id)
+	if !slices.Contains(n.Monitor.Residue(), stdin) {
+		t.Fatalf("crid holds %q, want the stdin too", n.Monitor.Residue())
+	}
+	reached, release := n.Monitor.Block(monitor.OpAttach)
+	defer release()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-reached
+		cancel()
+	}()
+	err := n.Manager.Attach(ctx, string(id), sandbox.Streams{Stdin: strings.NewReader(""), Stdout: io.Discard})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Attach that is given up = %v, want context.Canceled", err)
+	}
+	if slices.Contains(n.Monitor.Residue(), stdin) {
+		t.Error("crid still holds the container's stdin")
 	}
 }
 
