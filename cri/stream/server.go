@@ -63,7 +63,7 @@ const (
 	defaultAddress = "127.0.0.1"
 	defaultIdle    = 4 * time.Hour
 	// createTimeout is for a client to open its streams when it has connected.
-	createTimeout = 30 * time.Second
+	createTimeout  = 30 * time.Second
 	defaultRequest = 10 * time.Second
 	// headerMax is much more than clients send before anybody knows who they are.
 	headerMax = 64 << 10
