@@ -3,8 +3,12 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -63,6 +67,7 @@ func TestAttach(t *testing.T) {
 		{"StdinOnce", attachStdinOnce},
 		{"Terminal", attachTerminal},
 		{"WholeOutput", attachWholeOutput},
+		{"Large", attachLarge},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, n, p, pod) })
 	}
@@ -201,5 +206,39 @@ func attachWholeOutput(t *testing.T, n *Node, p *cri.PodSandboxConfig, pod strin
 	err := Executor(t, "SPDY", n.AttachURL(only, o)).StreamWithContext(n.Ctx(), o)
 	if err == nil || !strings.Contains(err.Error(), "none of the streams") {
 		t.Errorf("Attach to a stdin that is not there = %v, want an error that says so", err)
+	}
+}
+
+// What a container writes as fast as it can comes to its client whole, and is in
+// its log. CRID_TEST_ATTACH is how many MiB.
+func attachLarge(t *testing.T, n *Node, p *cri.PodSandboxConfig, pod string) {
+	sizes := map[string]int{"SPDY": 96 << 20, "WebSocket": 16 << 20}
+	if v, err := strconv.Atoi(os.Getenv("CRID_TEST_ATTACH")); err == nil {
+		sizes = map[string]int{"SPDY": v << 20, "WebSocket": v << 20}
+	}
+	for transport, size := range sizes {
+		t.Run(transport, func(t *testing.T) {
+			c := n.ContainerConfig("large-"+strings.ToLower(transport), "sh", "-c",
+				fmt.Sprintf("mkfifo /tmp/f; sha256sum </tmp/f >&2 & head -c %d /dev/urandom | tee /tmp/f; wait", size))
+			id := n.CreateContainer(pod, p, c)
+			sum, errOut := sha256.New(), new(Buffer)
+			o := remotecommand.StreamOptions{Stdout: sum, Stderr: errOut}
+			executor, done := Executor(t, transport, n.AttachURL(id, o)), make(chan error, 1)
+			go func() { done <- executor.StreamWithContext(n.Ctx(), o) }()
+			n.Eventually("the client is attached", func() bool { return strings.Contains(n.monitorLog(), `"Attached a client" container="`+id) })
+			n.StartContainer(id)
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if got, want := fmt.Sprintf("%x", sum.Sum(nil)), errOut.String(); !strings.HasPrefix(want, got) {
+				t.Errorf("the client got what has the sum %s, the container wrote %s", got, want)
+			}
+			n.WaitExit(id)
+			path := filepath.Join(p.LogDirectory, c.LogPath)
+			if st, err := os.Stat(path); err != nil || st.Size() < int64(size) {
+				t.Errorf("the log: %v, %v, want more than %d bytes", st, err, size)
+			}
+			_ = os.Remove(path)
+		})
 	}
 }
