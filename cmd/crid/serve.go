@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 
@@ -59,6 +60,9 @@ func (p program) serve(ctx context.Context, c Config) error {
 	if err := setUpLogging(c, p.err); err != nil {
 		return err
 	}
+	// It is idle for most of the time: memory counts for more than the time of a
+	// collection.
+	debug.SetGCPercent(50)
 	syscall.Umask(0o022) //nolint:forbidigo // the program's own, before there is anything else in it
 	// Caught and dropped, not ignored: a lost reader of the log must not end crid,
 	// and ignoring would be inherited by plugins.
