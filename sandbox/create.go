@@ -298,7 +298,9 @@ func (m *Manager) lookAtNode(ctx context.Context, c *container, in *spec.Input) 
 	}
 	in.Container.Mounts = mounts
 	filled := *in
-	err = m.paths.do(ctx, m.o.HostPathTimeout, "devices and profiles of container "+c.id.Short(), func() error {
+	// By the name, which the next attempt has as well: it is not to hang beside this one.
+	what := "devices and profiles of container " + c.config.Name + " of pod " + podRef(&c.sandbox.config).String()
+	err = m.paths.do(ctx, m.o.HostPathTimeout, what, func() error {
 		f := filled
 		if err := host.Fill(&f, m.o.Host); err != nil {
 			return err

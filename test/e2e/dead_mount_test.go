@@ -45,6 +45,15 @@ func TestDeadMount(t *testing.T) {
 		failed <- n.tryCreate(pod, p, c) // without waiting: the first has not been answered yet
 	}()
 
+	// The same for a device of it.
+	failedDevice := make(chan error, 2)
+	go func() {
+		c := n.ContainerConfig("device", "true")
+		c.Devices = []*cri.Device{{ContainerPath: "/dev/x", HostPath: dir, Permissions: "r"}}
+		failedDevice <- n.tryCreate(pod, p, c)
+		failedDevice <- n.tryCreate(pod, p, c)
+	}()
+
 	// Meanwhile, the others.
 	other, op := n.hostPod("other")
 	id := n.Run(other, op, n.ContainerConfig("main", "sleep", "1000"))
@@ -63,6 +72,9 @@ func TestDeadMount(t *testing.T) {
 	}
 	for range 2 {
 		wantCode(t, "CreateContainer on the dead mount", <-failed, codes.Unavailable, "config.mounts[0].host_path: "+dir, "is it a dead network mount?")
+	}
+	for _, text := range []string{"does not answer", "has not answered an earlier call"} {
+		wantCode(t, "CreateContainer with a device there", <-failedDevice, codes.Unavailable, text)
 	}
 	n.RemovePod(pod)
 	fuse.End()
