@@ -4,7 +4,7 @@
 #   hack/deps.sh [build] [run] [test] [vm]      (default: build run)
 #
 #   build   a C compiler and libseccomp, for crid-monitor
-#   run     what CNI plugins call, and the program in the example's image
+#   run     what CNI plugins call, and busybox, of which tests make images
 #   test    build and run, and what the tests call
 #   vm      what makes the test VM (hack/vm.sh)
 #

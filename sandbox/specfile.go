@@ -90,9 +90,6 @@ func (m *Manager) SandboxSpec(id string) (json.RawMessage, error) {
 	if s.config.Namespaces.IPC != config.NamespaceNode {
 		add(specs.IPCNamespace, m.sandboxFile(s.id, fileIPC))
 	}
-	if s.config.Namespaces.UserMap != nil {
-		add(specs.UserNamespace, m.sandboxFile(s.id, fileUser))
-	}
 	if r.Holder != nil && r.Holder.PID != 0 {
 		add(specs.PIDNamespace, pidNS(r.Holder.PID))
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/cridproject/crid/sandbox/sandboxtest"
 )
 
-// TestSandboxSpecNamespaces: all namespaces that a pod has of its own are in its spec.
+// TestSandboxSpecNamespaces: each namespace that a pod has of its own is in its spec, once.
 func TestSandboxSpecNamespaces(t *testing.T) {
 	n := sandboxtest.New(t)
 	w := sandboxtest.Pod("mapped")
@@ -30,9 +30,9 @@ func TestSandboxSpecNamespaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, kind := range []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.UTSNamespace, specs.IPCNamespace, specs.UserNamespace} {
-		i := slices.IndexFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
-		if i < 0 || spec.Linux.Namespaces[i].Path == "" {
-			t.Errorf("the spec has no %s namespace: %s", kind, data)
+		found := slices.DeleteFunc(slices.Clone(spec.Linux.Namespaces), func(ns specs.LinuxNamespace) bool { return ns.Type != kind })
+		if len(found) != 1 || found[0].Path == "" {
+			t.Errorf("the spec has %d %s namespaces, want one: %s", len(found), kind, data)
 		}
 	}
 	mustRemove(t, n, id)

@@ -180,7 +180,7 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	case err == nil:
 		c.last, c.of = &pair, st.ModTime()
 	case c.last == nil:
-		return nil, fmt.Errorf("read TLS certificate: %w", err)
+		return nil, fmt.Errorf("read tls_cert_file and tls_key_file: %w", err)
 	}
 	return c.last, nil
 }

@@ -325,8 +325,8 @@ func TestTLS(t *testing.T) {
 	if err := use(second); err != nil {
 		t.Errorf("while the certificate is being replaced: %v", err)
 	}
-	if _, err := stream.New(stream.Options{Runtime: runtime{cat}, Certificate: cert, Key: key}); err == nil {
-		t.Error("New took a broken certificate")
+	if _, err := stream.New(stream.Options{Runtime: runtime{cat}, Certificate: cert, Key: key}); err == nil || !strings.Contains(err.Error(), "tls_cert_file") {
+		t.Errorf("New with a broken certificate = %v, want an error that names the key", err)
 	}
 }
 
