@@ -175,7 +175,8 @@ func (n *Node) Start() {
 	}
 	n.log = log
 	n.daemon = exec.Command(n.Programs.Crid, "--config", n.Config)
-	n.daemon.Env = append(os.Environ(), n.Programs.Env...)
+	// The race detector's runtime would sleep for a second at the end of each program.
+	n.daemon.Env = append(append(os.Environ(), "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0"), n.Programs.Env...)
 	n.daemon.Stdout, n.daemon.Stderr = log, log
 	n.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := n.daemon.Start(); err != nil {

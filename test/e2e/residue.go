@@ -271,6 +271,20 @@ func ended(pid int) bool {
 	return err != nil || bytes.Contains(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" Z "))
 }
 
+// noRaces fails the test for what the race detector has found in the two programs,
+// which go on after it has said so.
+func (n *Node) noRaces() {
+	for _, log := range []string{n.path("crid.log"), n.path("state", "monitor.log")} {
+		b, err := os.ReadFile(log)
+		if err != nil {
+			continue // this one has not run
+		}
+		if i := bytes.Index(b, []byte("WARNING: DATA RACE")); i >= 0 {
+			n.T.Errorf("%s: %s", log, b[i:min(len(b), i+6000)])
+		}
+	}
+}
+
 // close ends the node: pods, daemon, monitor, bridge, folder; and tells what was left.
 func (n *Node) close(before machine) {
 	if n.daemon != nil && !n.Alive() {
@@ -294,6 +308,7 @@ func (n *Node) close(before machine) {
 	n.deleteLink()
 	n.deleteMounts()
 	n.deleteCgroups()
+	n.noRaces()
 	if n.T.Failed() {
 		n.T.Logf("crid's log ends:\n%s", tail(n.Log()))
 		if b, err := os.ReadFile(n.path("state", "monitor.log")); err == nil {
