@@ -250,6 +250,7 @@ func TestBadContainer(t *testing.T) {
 		{scField + ".masked_paths[0]", context(func(s *sc) { s.MaskedPaths = []string{"proc/kcore"} })},
 		{scField + ".readonly_paths[0]", context(func(s *sc) { s.ReadonlyPaths = []string{""} })},
 		{scField + ".seccomp.localhost_ref", context(func(s *sc) { s.Seccomp = localhost("profile.json") })},
+		{scField + ".seccomp.localhost_ref", context(func(s *sc) { s.Seccomp = localhost("localhost/profile.json") })},
 		{scField + ".seccomp.localhost_ref", context(func(s *sc) { s.Seccomp = &v1.SecurityProfile{LocalhostRef: "/x"} })},
 		{scField + ".seccomp.profile_type", context(func(s *sc) { s.Seccomp = &v1.SecurityProfile{ProfileType: 7} })},
 		{scField + ".seccomp_profile_path", context(func(s *sc) { s.SeccompProfilePath = "localhost/" })},

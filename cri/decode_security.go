@@ -143,6 +143,7 @@ func (d *decoder) seccomp(p *v1.SecurityProfile, old string) config.Profile {
 		p = d.oldProfile(field, old)
 	}
 	out := d.profile(field, p)
+	out.Ref = strings.TrimPrefix(out.Ref, "localhost/") // as with AppArmor
 	if out.Ref != "" && !path.IsAbs(out.Ref) {
 		d.reject(field+".localhost_ref", "%q must be an absolute path", out.Ref)
 	}

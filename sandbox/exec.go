@@ -25,8 +25,8 @@ type ExecResult struct {
 	Code           int    // exit code, or 128 + signal
 }
 
-// ExecSync runs a program in a running container and waits for it to exit. That
-// it exits with a code other than 0 is no error.
+// ExecSync runs a program in a container that is created or runs, and waits for it
+// to exit. That it exits with a code other than 0 is no error.
 //
 // After timeout (0 means none), or when ctx ends, it is killed with all its
 // descendants; the first has kind Timeout. What holds its output open after it
@@ -66,13 +66,14 @@ func (m *Manager) ExecSync(ctx context.Context, id string, args []string, timeou
 	return ExecResult{Stdout: out[0].data, Stderr: out[1].data, Code: e.Code}, nil
 }
 
-// mayExec refuses an exec in a container that does not run, or is being killed:
-// the new process could escape the kill.
+// mayExec refuses an exec in a container that has no process, or is being killed:
+// the new process could escape the kill. In one that has been created the first
+// process waits for its start in what has been made for it, all of which an exec joins.
 func (c *container) mayExec() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.rec.State != ContainerRunning {
-		return errkind.Errorf(errkind.BadState, "exec in container %s: it is %s, not running", c.id.Short(), c.rec.State.public())
+	if !c.rec.State.lives() {
+		return errkind.Errorf(errkind.BadState, "exec in container %s: it is %s, neither created nor running", c.id.Short(), c.rec.State.public())
 	}
 	if c.killed {
 		return errkind.Errorf(errkind.BadState, "exec in container %s: it is being killed", c.id.Short())

@@ -24,8 +24,8 @@ func (m *Manager) MayExec(id string) (string, error) {
 	return string(c.id), c.mayExec()
 }
 
-// Exec runs a program in a running container with a client's streams, and returns
-// its exit code (128 + signal). All that the program itself has written is with the
+// Exec runs a program in a container that is created or runs, with a client's
+// streams, and returns its exit code (128 + signal). All that the program itself has written is with the
 // client by then; what holds its output open after it has exited is waited for a
 // moment only.
 //

@@ -155,9 +155,8 @@ func (m *Manager) makeFiles(ctx context.Context, s *sandbox) error {
 	if w.LogDirectory == "" {
 		return nil
 	}
-	// kubelet has made it; other clients rely on the runtime.
 	return m.paths.do(ctx, m.o.HostPathTimeout, string(w.LogDirectory), func() error {
-		return os.MkdirAll(string(w.LogDirectory), 0o755)
+		return makeLogDirectory(string(w.LogDirectory))
 	})
 }
 

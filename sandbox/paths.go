@@ -232,14 +232,34 @@ func badSource(err error) error {
 	return errkind.New(errkind.Invalid, err)
 }
 
+// makeLogDirectory makes a pod's log folder. kubelet has made it; other clients rely
+// on the runtime.
+func makeLogDirectory(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return badLog("config.log_directory", err)
+	}
+	return nil
+}
+
+// badLog names the field of a log's path that cannot be. Its kind is Invalid when
+// the path itself is at fault.
+func badLog(field string, err error) error {
+	for _, fault := range []error{syscall.ENOTDIR, syscall.ENAMETOOLONG, syscall.ELOOP} {
+		if errors.Is(err, fault) {
+			return errkind.Errorf(errkind.Invalid, "%s: %w", field, err)
+		}
+	}
+	return fmt.Errorf("%s: %w", field, err)
+}
+
 // makeLogFolder makes the folders above a container's log. The name comes from
 // the request and stays below dir, whatever links a pod has put there.
 func makeLogFolder(dir, name string) error {
 	if !filepath.IsLocal(name) {
 		return errkind.Errorf(errkind.Invalid, "config.log_path: %q leads out of the pod's log folder", name)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make log folder: %w", err)
+	if err := makeLogDirectory(dir); err != nil {
+		return err
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -247,14 +267,14 @@ func makeLogFolder(dir, name string) error {
 	}
 	defer root.Close()
 	if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return fmt.Errorf("make log folder: %w", err)
+		return badLog("config.log_path", err)
 	}
 	fi, err := root.Lstat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("look at log file: %w", err)
+		return badLog("config.log_path", err)
 	case !fi.Mode().IsRegular():
 		return errkind.Errorf(errkind.Invalid, "config.log_path: %s is there and is no regular file", filepath.Join(dir, name))
 	}

@@ -51,7 +51,7 @@ func (m *Manager) start(ctx context.Context, c *container, mon Monitor) error {
 		}
 	}
 	err := m.saveContainer(c, "container.start.record", func(r *containerRecord) error {
-		if c.asked || c.killed {
+		if r.State.lives() && (c.asked || c.killed) {
 			return errkind.Errorf(errkind.BadState, "start container %s: it is being stopped", c.id.Short())
 		}
 		r.StartedAt = m.o.Now()

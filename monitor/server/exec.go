@@ -102,7 +102,7 @@ func (c *container) ending() bool {
 func (c *container) join(e *execProc) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.wantsLocked("exec in", stateRunning); err != nil {
+	if err := c.wantsLocked("exec in", stateCreated, stateRunning); err != nil {
 		return err
 	}
 	if c.execs[e.id] != nil {

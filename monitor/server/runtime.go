@@ -129,7 +129,7 @@ func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch
 		c, err = r.createDoomed(c, id, config, *p, doom, io)
 	}
 	if err != nil {
-		return nil, createError(err, spec.Linux.Resources)
+		return nil, createError(err, spec)
 	}
 	if err := writeJSON(filepath.Join(r.root, id, processName), spec.Process); err != nil {
 		return nil, err
@@ -149,17 +149,6 @@ func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch
 	}
 	r.reaper.add(state.InitProcessPid)
 	return &created{state.InitProcessPid, state.InitProcessStartTime, cg}, nil
-}
-
-// createError says so when it is the memory limit that keeps the first process from
-// running: v1 refuses a limit below what it uses already, with v2 it is killed.
-func createError(err error, res *specs.LinuxResources) error {
-	text := err.Error()
-	little := strings.Contains(text, "unable to set memory limit") || strings.Contains(text, "OOM-killed")
-	if little && res != nil && res.Memory != nil && res.Memory.Limit != nil {
-		return errkind.Errorf(errkind.Invalid, "create container: a memory limit of %d bytes is not enough to start it: %w", *res.Memory.Limit, err)
-	}
-	return fmt.Errorf("create container: %w", err)
 }
 
 // undo removes a container that could not be created.
@@ -339,7 +328,11 @@ func (r *ociRuntime) update(c *container, res *specs.LinuxResources, oom *int) e
 		return errkind.New(errkind.Invalid, err)
 	case errors.Is(err, unix.EBUSY), strings.Contains(err.Error(), "unable to set memory limit"):
 		return errkind.Errorf(errkind.BadState, "update resources: more memory is in use than the new limit allows: %w", err)
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
+	}
+	if refused := refusedValue(err, "linux.", res); refused != nil {
+		return refused
+	}
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
 		return errkind.Errorf(errkind.Invalid, "update resources: the kernel does not take one of the values: %w", err)
 	}
 	return fmt.Errorf("update resources: %w", err)

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cridproject/crid/internal/errkind"
 )
 
 // ownWorkingDir makes what is missing of the working folder, in the root file
@@ -19,7 +21,11 @@ func ownWorkingDir(root, cwd string, uid, gid int) error {
 		return fmt.Errorf("open root file system: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := makeDirs(fd, cwd, uid, gid); err != nil {
+	err = makeDirs(fd, cwd, uid, gid)
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		return errkind.Errorf(errkind.Invalid, "config.working_dir: %w", err)
+	}
+	if err != nil {
 		return fmt.Errorf("make working folder %s: %w", cwd, err)
 	}
 	return nil

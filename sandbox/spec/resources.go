@@ -123,13 +123,13 @@ func (b *resourceBuilder) memory() error {
 // hugePages: kubelet sends a limit for each size with every container, so a
 // node without the controller leaves them out.
 func (b *resourceBuilder) hugePages() error {
-	if !b.h.hasController("hugetlb") {
-		return nil
-	}
 	for _, size := range slices.Sorted(maps.Keys(b.r.HugepageMax)) {
 		if len(b.h.HugePageSizes) > 0 && !slices.Contains(b.h.HugePageSizes, size) {
 			return b.invalid("hugepage_limits", "no huge pages of %q on this node, only of %s",
 				size, strings.Join(b.h.HugePageSizes, ", "))
+		}
+		if !b.h.hasController("hugetlb") {
+			continue
 		}
 		b.out.HugepageLimits = append(b.out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: b.r.HugepageMax[size]})
 	}

@@ -3,6 +3,7 @@ package spec
 import (
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -51,6 +52,17 @@ func TestResources(t *testing.T) {
 				t.Errorf("Resources = %s, want %s", text, tt.want)
 			}
 		})
+	}
+}
+
+// A size that the node's kernel does not have, whatever its cgroups limit.
+func TestHugePagesOfNoSize(t *testing.T) {
+	for _, controllers := range [][]string{nil, {"hugetlb"}} {
+		h := Host{Controllers: controllers, HugePageSizes: []string{"2MB"}}
+		_, err := Resources("linux.", config.Resources{HugepageMax: map[string]uint64{"3MB": 1}}, h)
+		if err == nil || !strings.Contains(err.Error(), "linux.hugepage_limits") {
+			t.Errorf("3MB with controllers %q = %v, want an error that names the field", controllers, err)
+		}
 	}
 }
 

@@ -18,12 +18,10 @@ func pathProtection(b *builder) error {
 	return nil
 }
 
-// appArmor: no profile asked for is the runtime's default where AppArmor is.
-// On a node without AppArmor the default confines nothing, as with other
-// runtimes. A profile that is asked for and cannot be had on a node with
-// AppArmor is refused, and so is a profile of the node's own anywhere: kubelet
-// sends both only where it has found AppArmor, and a container that is less
-// confined than it asked to be must not go unnoticed.
+// appArmor: no profile asked for is the runtime's default where AppArmor is, and
+// none elsewhere. A profile that is asked for, the default too, and cannot be had
+// is refused: kubelet sends one only where it has found AppArmor, and a container
+// that is less confined than it asked to be must not go unnoticed.
 func appArmor(b *builder) error {
 	p := b.Container.Security.AppArmor
 	if b.privileged() {
@@ -33,6 +31,8 @@ func appArmor(b *builder) error {
 	switch p.Kind {
 	case "", config.ProfileRuntimeDefault:
 		switch {
+		case !b.Host.HasAppArmor && p.Kind == config.ProfileRuntimeDefault:
+			return invalid(field+"profile_type", "RuntimeDefault cannot be had: this node has no AppArmor")
 		case !b.Host.HasAppArmor:
 		case b.Host.AppArmorDefault != "":
 			b.Spec.Process.ApparmorProfile = b.Host.AppArmorDefault

@@ -30,7 +30,7 @@ func TestAppArmor(t *testing.T) {
 		{name: "no default, none asked for", has: true, warns: true},
 		{name: "no default, asked for", profile: config.Profile{Kind: config.ProfileRuntimeDefault}, has: true, wantErr: "apparmor.profile_type: RuntimeDefault cannot be had"},
 		{name: "no AppArmor, none asked for"},
-		{name: "no AppArmor, default", profile: config.Profile{Kind: config.ProfileRuntimeDefault}},
+		{name: "no AppArmor, default", profile: config.Profile{Kind: config.ProfileRuntimeDefault}, wantErr: "apparmor.profile_type: RuntimeDefault cannot be had"},
 		{name: "no AppArmor, localhost", profile: config.Profile{Kind: config.ProfileLocalhost, Ref: "web"}, wantErr: `apparmor.localhost_ref: profile "web"`},
 	}
 	for _, tt := range tests {

@@ -91,3 +91,45 @@ func TestConcurrentExecs(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// Before its start a container has all but its program: an exec is in the same
+// namespaces and folders, with the same environment, and the start is as ever.
+func TestExecBeforeStart(t *testing.T) {
+	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
+	p := n.PodConfig("early")
+	pod := n.RunPod(p)
+	c := n.ContainerConfig("main", "sleep", "1000")
+	c.Envs = []*cri.KeyValue{{Key: "OWN", Value: []byte("value")}}
+	c.WorkingDir = "/work"
+	c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: 1000}
+	id := n.CreateContainer(pod, p, c)
+	const look = "echo $OWN $HOSTNAME; pwd; id -u; touch seen; for i in mnt net ipc uts pid; do readlink /proc/self/ns/$i; done"
+	before := n.Sh(id, look)
+	if !strings.HasPrefix(before, "value early\n/work\n1000\n") {
+		t.Errorf("before the start: %q", before)
+	}
+	n.StartContainer(id)
+	if after := n.Sh(id, "ls seen >/dev/null; "+look); after != before {
+		t.Errorf("after the start: %q, before it: %q", after, before)
+	}
+	if s := n.Status(id); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("state %v", s.State)
+	}
+
+	// What an exec has left running goes with a container that was never started.
+	c = n.ContainerConfig("second", "sleep", "1000")
+	c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_NODE
+	id = n.CreateContainer(pod, p, c)
+	n.Sh(id, "sleep 1000 </dev/null >/dev/null 2>&1 &")
+	if _, err := n.Runtime.StopContainer(n.Ctx(), &cri.StopContainerRequest{ContainerId: id, Timeout: 10}); err != nil {
+		t.Fatal(err)
+	}
+	if left := n.inCgroup(id); len(left) > 0 {
+		t.Errorf("left in its cgroup: %q", left)
+	}
+	_, err := n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}})
+	wantCode(t, "ExecSync after it has exited", err, codes.FailedPrecondition, "exited")
+	_, err = n.Runtime.StartContainer(n.Ctx(), &cri.StartContainerRequest{ContainerId: id})
+	wantCode(t, "StartContainer after it has exited", err, codes.FailedPrecondition, "exited")
+}

@@ -250,6 +250,9 @@ func TestUpdateResources(t *testing.T) {
 		}
 	})
 	t.Run("refused", func(t *testing.T) {
+		if hasController("cpuset") {
+			wantCode(t, "no such CPU", n.update(id, &cri.LinuxContainerResources{CpusetCpus: "8191"}), codes.InvalidArgument, "linux.cpuset_cpus")
+		}
 		wantCode(t, "of none", n.update("none", &cri.LinuxContainerResources{CpuQuota: 20000}), codes.NotFound)
 		wantCode(t, "malformed", n.update(id, &cri.LinuxContainerResources{CpuPeriod: 7}), codes.InvalidArgument, "linux.cpu_period")
 		if _, err := n.Runtime.StopContainer(n.Ctx(), &cri.StopContainerRequest{ContainerId: id}); err != nil {
