@@ -14,9 +14,12 @@ import (
 func (fr *Front) Exec(ctx context.Context, r monitor.ExecRequest, stdio [3]*os.File) (*monitor.ExecProcess, error) {
 	f := fr.f
 	return run(ctx, fr, monitor.OpExec, r.ID, func() (*monitor.ExecProcess, error) {
-		c, err := f.findRunningLocked(r.ID)
+		c, err := f.findLocked(r.ID)
 		if err != nil {
 			return nil, err
+		}
+		if c.state == exited {
+			return nil, errkind.Errorf(errkind.BadState, "container %s is %s", r.ID, c.state)
 		}
 		if c.execs[r.ExecID] != nil {
 			return nil, errkind.Errorf(errkind.Exists, "exec %s runs already in container %s", r.ExecID, r.ID)

@@ -216,6 +216,14 @@ func (s *suite) execExits() {
 	if n := c.count(id); n != 0 {
 		s.t.Errorf("OnExit was called %d times for a container that runs, want 0", n)
 	}
+	// Before its start a container has all that an exec joins.
+	waiting := s.request("sleep", "1000")
+	s.create(c, waiting)
+	if stdout, _, e = s.output(c, waiting.ID, "e1", "", "echo", "early"); stdout != "early\n" {
+		s.t.Errorf("exec before the start wrote %q, want early", stdout)
+	}
+	s.wantCode(e, 0)
+	s.must("Start after an exec", c.Start(s.ctx, waiting.ID))
 }
 
 func (s *suite) execsAtOnce() {
@@ -368,8 +376,6 @@ func (s *suite) errorsKeepKinds() {
 	runs, r := s.run(c, "sleep", "1000")
 	ended, _ := s.run(c, "true")
 	c.exit(ended)
-	waiting := s.request("sleep", "1000")
-	s.create(c, waiting)
 	exec := func(id string) error {
 		_, err := c.Exec(s.ctx, monitor.ExecRequest{ID: id, ExecID: "e", Args: []string{"true"}}, [3]*os.File{})
 		return err
@@ -392,7 +398,6 @@ func (s *suite) errorsKeepKinds() {
 	s.wantKind("Start of what runs", c.Start(s.ctx, runs), errkind.BadState)
 	s.wantKind("Start of what ended", c.Start(s.ctx, ended), errkind.BadState)
 	s.wantKind("Exec in what ended", exec(ended), errkind.BadState)
-	s.wantKind("Exec in what waits for Start", exec(waiting.ID), errkind.BadState)
 	s.wantKind("ReopenLog of what ended", c.ReopenLog(s.ctx, ended), errkind.BadState)
 	s.wantKind("Resize without a terminal", c.Resize(s.ctx, monitor.ResizeRequest{ID: runs, Rows: 1, Columns: 1}), errkind.BadState)
 	if _, ok := s.list(c)[runs]; !ok {
