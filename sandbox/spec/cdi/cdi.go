@@ -61,7 +61,27 @@ func (f *Folders) Inject(log klog.Logger, spec *specs.Spec, devices []string) er
 	case err != nil:
 		return errkind.Errorf(errkind.Invalid, "CDI devices %s: %w", strings.Join(devices, ", "), err)
 	}
+	limitHooks(spec.Hooks)
 	return nil
+}
+
+// hookLimit, in seconds, is for hooks whose file has no timeout: one that hangs
+// would hold its container for ever, which could not even be removed.
+const hookLimit = 60
+
+func limitHooks(h *specs.Hooks) {
+	if h == nil {
+		return
+	}
+	//nolint:staticcheck // Prestart is deprecated, and in vendors' files
+	for _, list := range [][]specs.Hook{h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop} {
+		for i := range list {
+			if list[i].Timeout == nil {
+				limit := hookLimit
+				list[i].Timeout = &limit
+			}
+		}
+	}
 }
 
 // sentence says which files could not be read, for an error that they may explain.

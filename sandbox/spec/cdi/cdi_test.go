@@ -129,6 +129,28 @@ func TestBroken(t *testing.T) {
 	}
 }
 
+// A hook that hangs must not hang its container.
+func TestHooksHaveTimeouts(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "vendor.yaml", strings.Replace(vendor, "hooks: [", "hooks: [{hookName: poststop, path: /bin/true, timeout: 5}, {hookName: prestart, path: /bin/true}, ", 1))
+	s := empty()
+	if err := New([]string{dir}).Inject(klog.Background(), s, []string{"vendor.com/thing=one"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		hooks []specs.Hook
+		want  int
+	}{
+		{s.Hooks.Poststop, 5},
+		{s.Hooks.Prestart, hookLimit}, //nolint:staticcheck // it is deprecated, and in vendors' files
+		{s.Hooks.CreateContainer, hookLimit},
+	} {
+		if len(test.hooks) != 1 || test.hooks[0].Timeout == nil || *test.hooks[0].Timeout != test.want {
+			t.Errorf("hooks = %+v, want one with a timeout of %d s", test.hooks, test.want)
+		}
+	}
+}
+
 func TestInjectNothing(t *testing.T) {
 	f := New(nil)
 	if err := f.Inject(klog.Background(), empty(), nil); err != nil {
