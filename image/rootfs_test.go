@@ -286,3 +286,17 @@ func TestWritten(t *testing.T) {
 		t.Errorf("Written of no container = %+v", got)
 	}
 }
+
+// A container that comes while the others are looked at stays known, and one that
+// went is forgotten.
+func TestLookKeepsWhatCame(t *testing.T) {
+	dir := t.TempDir()
+	u := &usageCache{byKey: map[string]layerUsage{
+		"came": {usageOfImages{1, 1}, time.Now().Add(time.Hour)},
+		"went": {usageOfImages{1, 1}, time.Now().Add(-time.Hour)},
+	}}
+	u.look(dir, []string{"there"})
+	if _, came := u.byKey["came"]; !came || len(u.byKey) != 2 {
+		t.Errorf("after a look these are known: %v, want came and there", u.byKey)
+	}
+}

@@ -127,6 +127,11 @@ func (u *usageCache) look(dir string, keys []string) {
 			u.byKey[key] = use
 		}
 	}
+	for key, use := range old {
+		if _, ok := u.byKey[key]; !ok && use.at.After(began) { // came meanwhile
+			u.byKey[key] = use
+		}
+	}
 	u.running, u.next, u.at = false, first+done, time.Now()
 	u.rest = usageRest * time.Since(began)
 }
