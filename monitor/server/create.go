@@ -53,14 +53,17 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 	if spec.Linux != nil {
 		label = spec.Linux.MountLabel
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.removeRootfs(c.id))
+		}
+	}()
+	if err := s.makeRootfsFolder(c.id, r.Rootfs.UserNS != ""); err != nil {
+		return reply{}, err
+	}
 	if err := mountRootfs(c.rootfs, r.Rootfs, label); err != nil {
 		return reply{}, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, unmountRootfs(c.rootfs))
-		}
-	}()
 	if len(r.Images) > 0 {
 		if err := s.mountImages(r.ID, r.Images, r.Rootfs.UserNS, &spec); err != nil {
 			return reply{}, err
@@ -112,7 +115,37 @@ func checkCreate(r monitor.CreateRequest, spec *specs.Spec) error {
 	return nil
 }
 
-func (s *Server) rootfs(id string) string { return filepath.Join(s.dir("rootfs"), id) }
+// rootfs is where a container's root file system is mounted, and beside it, for
+// as long as it is being made, the images that it gets.
+func (s *Server) rootfs(id string) string { return filepath.Join(s.dir("rootfs"), id, "fs") }
+
+// makeRootfsFolder makes the folder of rootfs. Users of the node must not pass it:
+// a program with the setuid bit in a container would make them root, where the
+// monitor's mounts are the node's. Root of a user namespace is such a user, and
+// must pass it; its programs do no harm.
+func (s *Server) makeRootfsFolder(id string, userns bool) error {
+	mode := os.FileMode(0o700)
+	if userns {
+		mode = 0o711
+	}
+	if err := os.MkdirAll(filepath.Dir(s.rootfs(id)), mode); err != nil {
+		return fmt.Errorf("make folder of rootfs: %w", err)
+	}
+	return nil
+}
+
+// removeRootfs undoes makeRootfsFolder, mountRootfs and mountImages. It is no error
+// when nothing is there.
+func (s *Server) removeRootfs(id string) error {
+	err := errors.Join(s.unmountImages(id), unmountRootfs(s.rootfs(id)))
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Dir(s.rootfs(id))); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("remove folder of rootfs: %w", err)
+	}
+	return nil
+}
 
 // launchInit starts the container's first process, which then waits for start,
 // and fills in c. On error it leaves nothing but the log, which stays the caller's.

@@ -143,7 +143,7 @@ func (s *Server) delete(ctx context.Context, r monitor.DeleteRequest) (reply, er
 		_ = c.status.Close()
 		c.status = nil
 	}
-	if err := errors.Join(s.unmountImages(r.ID), unmountRootfs(c.rootfs), s.runtime.forget(r.ID)); err != nil {
+	if err := errors.Join(s.removeRootfs(r.ID), s.runtime.forget(r.ID)); err != nil {
 		return reply{}, fmt.Errorf("delete container %s: %w", r.ID, err)
 	}
 	s.table.drop(r.ID)
@@ -232,7 +232,7 @@ func (s *Server) deleteUnknown(ctx context.Context, r monitor.DeleteRequest) err
 		errs = append(errs, cg.discard(ctx))
 	}
 	s.o.Store.remove(r.ID, allFiles...)
-	errs = append(errs, s.unmountImages(r.ID), unmountRootfs(s.rootfs(r.ID)), s.runtime.forget(r.ID), s.journal.remove(r.ID))
+	errs = append(errs, s.removeRootfs(r.ID), s.runtime.forget(r.ID), s.journal.remove(r.ID))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("delete container %s, which the monitor does not run: %w", r.ID, err)
 	}

@@ -44,7 +44,7 @@ func TestDeadMountIsGivenUp(t *testing.T) {
 // nothingOf fails the test when a container that was not made has left something.
 func (n *node) nothingOf(id string) {
 	n.t.Helper()
-	for _, path := range []string{filepath.Join(n.state, "runc", id), n.server.rootfs(id)} {
+	for _, path := range []string{filepath.Join(n.state, "runc", id), filepath.Dir(n.server.rootfs(id))} {
 		if _, err := os.Lstat(path); !os.IsNotExist(err) {
 			n.t.Errorf("%s is left: %v", path, err)
 		}

@@ -15,8 +15,8 @@ import (
 	"github.com/cridproject/crid/monitor"
 )
 
-// imageSign is between an ID, which cannot hold it, and the number of an image
-// mount, in the name of a mount point beside those of root file systems.
+// imageSign is before the number of an image mount in the name of its mount point,
+// beside that of the root file system.
 const imageSign = "@"
 
 // mountImages mounts the images that a container is to get and puts paths in the
@@ -54,14 +54,15 @@ func (s *Server) mountImages(id string, images []monitor.ImageMount, userns stri
 // unmountImages undoes mountImages, also that of a monitor that died. It is no
 // error when nothing is there.
 func (s *Server) unmountImages(id string) error {
-	entries, err := os.ReadDir(s.dir("rootfs"))
-	if err != nil {
+	dir := filepath.Dir(s.rootfs(id))
+	entries, err := os.ReadDir(dir)
+	if err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("look for image mounts: %w", err)
 	}
 	var errs []error
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), id+imageSign) {
-			errs = append(errs, unmountRootfs(filepath.Join(s.dir("rootfs"), e.Name())))
+		if strings.Contains(e.Name(), imageSign) {
+			errs = append(errs, unmountRootfs(filepath.Join(dir, e.Name())))
 		}
 	}
 	return errors.Join(errs...)

@@ -63,7 +63,7 @@ func (n *node) noImageMounts() {
 			n.t.Errorf("still mounted: %s", m.Point)
 		}
 	}
-	if left, _ := filepath.Glob(filepath.Join(n.state, "rootfs", "*"+imageSign+"*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(n.state, "rootfs", "*", "*"+imageSign+"*")); len(left) > 0 {
 		n.t.Errorf("mount points are left: %v", left)
 	}
 }
@@ -166,7 +166,7 @@ func TestImageMountOfDeadMonitor(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := n.server.rootfs("dead2") + imageSign + "0"
-	if err := os.Mkdir(other, 0o755); err != nil {
+	if err := os.MkdirAll(other, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	n.delete("dead")

@@ -194,6 +194,30 @@ func TestHolderInUserNS(t *testing.T) {
 	}
 }
 
+// TestRootfsFolder: users of the node come to no program of a container, unless it
+// is in a user namespace, whose root is such a user.
+func TestRootfsFolder(t *testing.T) {
+	n := newNode(t)
+	for userns, want := range map[bool]os.FileMode{false: 0o700, true: 0o711} {
+		if err := n.server.makeRootfsFolder("a", userns); err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Dir(n.server.rootfs("a"))
+		if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != want || filepath.Dir(dir) != n.server.dir("rootfs") {
+			t.Errorf("with a user namespace %v the folder of the root file system is %v, %v, want mode %v", userns, fi, err, want)
+		}
+		if err := n.server.removeRootfs("a"); err != nil {
+			t.Error(err)
+		}
+	}
+	n.create(n.request("b", n.spec("true")))
+	if fi, err := os.Stat(filepath.Dir(n.server.rootfs("b"))); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("folder of a container's root file system: %v, %v, want mode 0700", fi, err)
+	}
+	n.delete("b")
+	n.residue()
+}
+
 // TestCheckBound: only a device that is the same on the node.
 func TestCheckBound(t *testing.T) {
 	for _, tt := range []struct {
