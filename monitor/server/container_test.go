@@ -415,6 +415,10 @@ func TestCreateFailsAndLeavesNothing(t *testing.T) {
 	noLayer.Rootfs = monitor.Rootfs{Lower: []string{"/no/such/layer"}}
 	relative := n.request("relative-log", n.spec("true"))
 	relative.LogPath = "x.log"
+	// The first one leaves what libcontainer opens once, the cgroup root and "/".
+	if _, _, err := n.client.Create(t.Context(), n.request("first", badMount)); err == nil {
+		t.Error("Create(first) = nil, want an error")
+	}
 	for _, r := range []monitor.CreateRequest{
 		n.request("bad-mount", badMount), n.request("bad-cwd", badCwd), n.request("bad-sysctl", badSysctl), noLayer, relative,
 		{ID: "a/b"},

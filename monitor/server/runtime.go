@@ -58,6 +58,7 @@ const (
 // ociRuntime is libcontainer.
 type ociRuntime struct {
 	root         string // libcontainer's state, a folder for each container
+	left         collector
 	noNewKeyring bool
 	limits       limits
 	filters      filter.Cache
@@ -83,6 +84,7 @@ type created struct {
 // create makes a container whose first process waits for start. On error
 // nothing of it is left.
 func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch) (_ *created, err error) {
+	defer r.left.soon()
 	r.limits.clamp(spec)
 	config, err := convert(&specconv.CreateOpts{
 		CgroupName:       id,
@@ -201,6 +203,7 @@ func lookupError(err error, args []string) string {
 // exec starts one more process in a container, for which the reaper waits. The
 // status pipe says when its program has been executed.
 func (r *ociRuntime) exec(x monitor.ExecRequest, io launch) (pid int, err error) {
+	defer r.left.soon()
 	id, args := x.ID, x.Args
 	release := r.slot()
 	defer release()
