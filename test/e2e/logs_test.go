@@ -27,11 +27,13 @@ func TestLogFormat(t *testing.T) {
 		{"empty-lines", "echo; echo x", []string{"stdout F ", "stdout F x"}},
 		{"no-newline", "printf abc", []string{"stdout P abc"}},
 		{"exact", "head -c 16384 /dev/zero | tr '\\0' x; echo", []string{"stdout F 16384"}},
+		{"terminal", "echo out; echo err >&2", []string{"stdout F out", "stdout F err"}}, // one stream, and no carriage returns
 		{"long", "head -c 16385 /dev/zero | tr '\\0' x; echo", []string{"stdout P 16384", "stdout F 1"}},
 		{"longer", "head -c 40000 /dev/zero | tr '\\0' x; echo", []string{"stdout P 16384", "stdout P 16384", "stdout F 7232"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := n.ContainerConfig(test.name, "sh", "-c", test.script)
+			c.Tty = test.name == "terminal"
 			n.WaitExit(n.Run(pod, p, c))
 			// The last words are in the file before the exit is reported: no waiting here.
 			var got []string
