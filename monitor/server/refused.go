@@ -61,7 +61,9 @@ func createError(err error, spec *specs.Spec) error {
 		return refused
 	}
 	text := err.Error()
-	little := strings.Contains(text, "unable to set memory limit") || strings.Contains(text, "OOM-killed")
+	// systemd takes a scope away with the last process in it.
+	gone := strings.Contains(text, "error setting cgroup config") && strings.HasSuffix(text, unix.ENOENT.Error())
+	little := gone || strings.Contains(text, "unable to set memory limit") || strings.Contains(text, "OOM-killed")
 	if little && res != nil && res.Memory != nil && res.Memory.Limit != nil {
 		return errkind.Errorf(errkind.Invalid, "config.linux.resources.memory_limit_in_bytes: %d bytes are not enough to start the container: %w", *res.Memory.Limit, err)
 	}

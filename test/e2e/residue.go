@@ -184,7 +184,11 @@ type Figures struct {
 func (n *Node) Figures() Figures {
 	n.T.Helper()
 	var f Figures
-	info := n.statusInfo()
+	var info statusInfo
+	n.Eventually("crid has a monitor", func() bool {
+		info = n.statusInfo()
+		return info.Monitor.PID != 0
+	})
 	f.CridGoroutines = info.Goroutines
 	f.MonitorGoroutines = info.Monitor.Goroutines
 	f.CridFDs = n.fds(n.PID())
