@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 vendors still write prestart hooks
+
 // Package cdi gives containers the devices of the Container Device Interface:
 // what a vendor's spec file says belongs to a device (device nodes, mounts,
 // variables, hooks, groups) goes into a container's OCI spec.

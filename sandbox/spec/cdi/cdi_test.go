@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 vendors still write prestart hooks
+
 package cdi
 
 import (
