@@ -12,6 +12,9 @@ import (
 	"github.com/cridproject/crid/sandbox/config"
 )
 
+// cpuQuotaMax is the kernel's own limit, in µs. systemd would let more pass.
+const cpuQuotaMax = 1<<44 - 1
+
 var (
 	cpusetList = regexp.MustCompile(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
 	pageSize   = regexp.MustCompile(`^[1-9][0-9]*[KMGT]B$`)
@@ -35,6 +38,9 @@ func (d *decoder) resources(field string, r *v1.LinuxContainerResources) config.
 	}
 	if out.CPUPeriod < 0 {
 		d.reject(field+".cpu_period", "is %d, must not be negative", out.CPUPeriod)
+	}
+	if out.CPUQuota > cpuQuotaMax {
+		d.reject(field+".cpu_quota", "is %d µs, more than the kernel takes, %d", out.CPUQuota, int64(cpuQuotaMax))
 	}
 	if out.CPUShares < 0 {
 		d.reject(field+".cpu_shares", "is %d, must not be negative", out.CPUShares)

@@ -73,7 +73,7 @@ func (c *container) mayExec() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.rec.State.lives() {
-		return errkind.Errorf(errkind.BadState, "exec in container %s: it is %s, neither created nor running", c.id.Short(), c.rec.State.public())
+		return errkind.Errorf(errkind.BadState, "exec in container %s: it is %s, not running", c.id.Short(), c.rec.State.public())
 	}
 	if c.killed {
 		return errkind.Errorf(errkind.BadState, "exec in container %s: it is being killed", c.id.Short())

@@ -77,7 +77,12 @@ func TestSysctlsFromInside(t *testing.T) {
 		})
 	}
 	n.RemovePod(pod)
-	if left := n.left(machine{links: n.snapshot().links}); len(left) > 0 {
+	var left []string
+	n.settle(func() bool {
+		left = n.left(machine{links: n.snapshot().links})
+		return len(left) == 0
+	})
+	if len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }

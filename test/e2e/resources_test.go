@@ -161,7 +161,7 @@ func TestResourcesAtCreate(t *testing.T) {
 		_, err := n.Runtime.CreateContainer(n.Ctx(), &cri.CreateContainerRequest{PodSandboxId: pod, Config: bad, SandboxConfig: p})
 		wantCode(t, "CreateContainer with "+name, err, codes.InvalidArgument, words...)
 	}
-	refused("too little memory", &cri.LinuxContainerResources{MemoryLimitInBytes: 4096}, "memory limit of 4096 bytes", "not enough to start")
+	refused("too little memory", &cri.LinuxContainerResources{MemoryLimitInBytes: 4096}, "memory_limit_in_bytes", "4096 bytes are not enough to start")
 	refused("swap below memory", &cri.LinuxContainerResources{MemoryLimitInBytes: 2 << 30, MemorySwapLimitInBytes: 1 << 30}, "memory_swap_limit_in_bytes")
 	if hasController("hugetlb") && len(hugePages(t, 0)) > 0 {
 		refused("an unknown size of huge pages", &cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "3MB"}}}, "hugepage_limits", "3MB")
@@ -295,11 +295,13 @@ func TestSwapLimit(t *testing.T) {
 	}
 	want("created", 64<<20, 96<<20)
 	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 32 << 20})
-	want("less memory", 32<<20, 96<<20)
-	wantCode(t, "more memory than the sum", n.update(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 128 << 20}), codes.InvalidArgument, "linux.memory_swap_limit_in_bytes")
-	want("after what is refused", 32<<20, 96<<20)
-	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 128 << 20, MemorySwapLimitInBytes: 160 << 20})
-	want("more of both", 128<<20, 160<<20)
+	want("less memory, as much swap", 32<<20, 64<<20)
+	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 128 << 20})
+	want("more memory, as much swap", 128<<20, 160<<20)
+	wantCode(t, "more memory than the sum", n.update(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 256 << 20, MemorySwapLimitInBytes: 160 << 20}), codes.InvalidArgument, "linux.memory_swap_limit_in_bytes")
+	want("after what is refused", 128<<20, 160<<20)
+	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 192 << 20, MemorySwapLimitInBytes: 256 << 20})
+	want("more of both", 192<<20, 256<<20)
 	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 64 << 20})
 	want("no swap", 64<<20, 64<<20)
 	n.mustUpdate(id, &cri.LinuxContainerResources{MemoryLimitInBytes: -1})

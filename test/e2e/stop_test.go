@@ -34,7 +34,8 @@ func (n *Node) inCgroup(id string) (found []string) {
 	for _, d := range dirs {
 		b, _ := os.ReadFile(d + "/cgroup")
 		stat, _ := os.ReadFile(d + "/stat")
-		if strings.Contains(string(b), id) && !strings.Contains(string(stat), ") Z ") {
+		ended := len(stat) == 0 // since the folder was listed
+		if !ended && strings.Contains(string(b), id) && !strings.Contains(string(stat), ") Z ") {
 			found = append(found, strings.TrimSpace(string(stat)))
 		}
 	}

@@ -105,6 +105,8 @@ func TestUserNamespace(t *testing.T) {
 		{ContainerPath: "/layer", Image: &cri.ImageSpec{Image: layerRef}, Readonly: true},
 	}
 	c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"NET_ADMIN", "SYS_ADMIN"}}
+	// The default profile lets nobody mount.
+	c.Linux.SecurityContext.Apparmor = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
 	id := n.Run(pod, p, c)
 	n.Eventually("container is up", func() bool { return strings.Contains(n.Exec(id, "ps"), "sleep 1000") })
 	if mounts := n.Status(id).Mounts; mounts[0].UidMappings[0].HostId != host || mounts[1].UidMappings != nil {
