@@ -207,7 +207,7 @@ func TestAttachSaysWhatWentWrong(t *testing.T) {
 			testutil.LeakCheck(t)
 			limit := time.Duration(0)
 			if tt.step.Hang {
-				limit = 2 * time.Second // enough for the test binary to start, also under the race detector
+				limit = 5 * time.Second // enough for the test binary to start, also under the race detector
 			}
 			l := newLab(t, limit)
 			l.second.Does("ADD", tt.step)
