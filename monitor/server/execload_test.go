@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"testing"
@@ -40,9 +41,13 @@ func TestManyExecsLeakNothing(t *testing.T) {
 	if v, err := strconv.Atoi(os.Getenv("CRID_TEST_EXECS")); err == nil {
 		execs = v
 	}
+	atOnce := 100
+	if runtime.NumCPU() == 1 {
+		atOnce = 20 // one processor, the VM's, does not kill so many within the monitor's limit
+	}
 	next := make(chan int)
 	var wg sync.WaitGroup
-	for range 100 {
+	for range atOnce {
 		wg.Go(func() {
 			for i := range next {
 				if err := kinds[i%len(kinds)](fmt.Sprint("x", i)); err != nil {
