@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -34,12 +35,22 @@ func (n *Node) inCgroup(id string) (found []string) {
 	for _, d := range dirs {
 		b, _ := os.ReadFile(d + "/cgroup")
 		stat, _ := os.ReadFile(d + "/stat")
-		ended := len(stat) == 0 // since the folder was listed
-		if !ended && strings.Contains(string(b), id) && !strings.Contains(string(stat), ") Z ") {
+		if strings.Contains(string(b), id) && !exiting(string(stat)) {
 			found = append(found, strings.TrimSpace(string(stat)))
 		}
 	}
 	return found
+}
+
+// exiting reports whether a process, of which this is /proc/PID/stat, is gone, a
+// zombie, or past all that it could do (PF_EXITING; proc_pid_stat(5)).
+func exiting(stat string) bool {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 7 || fields[0] == "Z" {
+		return true
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	return err != nil || flags&4 != 0
 }
 
 // sharePIDs has a pod's and a container's processes in the PID namespace of mode.
