@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -65,9 +66,41 @@ func Bootstrap(stateDir string) (*Stage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make sealed copy of the program: %w", err)
 	}
+	if err := resetSignals(); err != nil {
+		return nil, err
+	}
 	env := append(os.Environ(), stageEnv+"="+host)
 	err = unix.Exec("/proc/self/fd/"+strconv.Itoa(exe), os.Args, env)
 	return nil, fmt.Errorf("execute sealed copy of the program: %w", err)
+}
+
+// resetSignals gives every signal its default action and blocks none. What the
+// program that started this one ignored or blocked would else be handed on to
+// every container: a shell that cannot be suspended, a program that never learns
+// that its reader is gone. It counts from the next execve on, which keeps only
+// ignored signals and the calling thread's mask (signal(7)).
+func resetSignals() error {
+	const ignored, last = 1, 64 // SIG_IGN, SIGRTMAX
+	for sig := uintptr(1); sig <= last; sig++ {
+		var act struct {
+			handler, flags, restorer uintptr
+			mask                     uint64
+		}
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&act)), unsafe.Sizeof(act.mask), 0, 0); errno != 0 {
+			return fmt.Errorf("read the action of signal %d: %w", sig, errno)
+		}
+		if act.handler != ignored {
+			continue
+		}
+		act.handler = 0 // SIG_DFL
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, unsafe.Sizeof(act.mask), 0, 0); errno != 0 {
+			return fmt.Errorf("give signal %d its default action: %w", sig, errno)
+		}
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &unix.Sigset_t{}, nil); err != nil {
+		return fmt.Errorf("unblock signals: %w", err)
+	}
+	return nil
 }
 
 // leaveMounts goes into a mount namespace of its own if that is of use. It

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,9 +22,9 @@ import (
 // Programs are the paths of what is tested, and how.
 type Programs struct {
 	Crid, Monitor string
-	CNIBin        string // folder of the CNI plugins
-	CgroupDriver  string // cgroupfs or systemd
-	Env           []string
+	CNIBin        string   // folder of the CNI plugins
+	CgroupDriver  string   // cgroupfs or systemd
+	Env, Under    []string // further environment of crid, and a command that executes it
 }
 
 // Node is one machine's worth of crid: a daemon, its monitor, a network, a registry.
@@ -55,6 +56,7 @@ type Node struct {
 type NodeOptions struct {
 	NoNetwork bool              // no CNI configuration
 	Env       []string          // further environment of crid
+	Under     []string          // a command that executes crid with the arguments given to it
 	Config    map[string]string // section.key → TOML value, over the defaults
 }
 
@@ -89,6 +91,7 @@ func NewNode(t testing.TB, o NodeOptions) *Node {
 		n.WriteCNI()
 	}
 	n.Programs.Env = append(n.Programs.Env, o.Env...)
+	n.Programs.Under = o.Under
 	n.Start()
 	n.warmUp()
 	n.fresh = n.Figures()
@@ -174,7 +177,8 @@ func (n *Node) Start() {
 		n.T.Fatal(err)
 	}
 	n.log = log
-	n.daemon = exec.Command(n.Programs.Crid, "--config", n.Config)
+	command := append(slices.Clone(n.Programs.Under), n.Programs.Crid, "--config", n.Config)
+	n.daemon = exec.Command(command[0], command[1:]...)
 	// The race detector's runtime would sleep for a second at the end of each program.
 	n.daemon.Env = append(append(os.Environ(), "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0"), n.Programs.Env...)
 	n.daemon.Stdout, n.daemon.Stderr = log, log

@@ -5,16 +5,15 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/internal/testutil"
 )
 
@@ -235,21 +234,12 @@ func TestLogDirectories(t *testing.T) {
 // echoUDP answers in the pod what comes to its port. It ends with the test.
 func (n *Node) echoUDP(pod string, port int) {
 	n.T.Helper()
-	made := make(chan error, 1)
 	var conn *net.UDPConn
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		fd, err := unix.Open(n.path("netns", "crid-"+pod), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			err = unix.Setns(fd, unix.CLONE_NEWNET) //nolint:forbidigo // as internal/sys does: the thread is thrown away
-			_ = unix.Close(fd)
-		}
-		if err == nil {
-			conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: port})
-		}
-		made <- err
-	}()
-	if err := <-made; err != nil {
+	err := sys.DoInNetNS(n.path("netns", "crid-"+pod), func() (err error) {
+		conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: port})
+		return err
+	})
+	if err != nil {
 		n.T.Fatal(err)
 	}
 	ended := make(chan struct{})

@@ -113,9 +113,11 @@ func TestStopSignalPrecedence(t *testing.T) {
 }
 
 // A program starts with all signals as the kernel has them, whatever crid and its
-// monitor do with theirs: what is ignored or blocked would be inherited.
+// monitor do with theirs and were started with: what is ignored or blocked would
+// be inherited.
 func TestSignalDispositions(t *testing.T) {
-	n := NewNode(t, NodeOptions{})
+	// As a service manager or a CI's supervisor may start it.
+	n := NewNode(t, NodeOptions{Under: []string{"env", "--ignore-signal=HUP,QUIT,USR2,PIPE,TSTP,TTIN,TTOU,RTMIN+4", "--block-signal=USR1,PIPE,TSTP,RTMAX-1"}})
 	n.PullBusybox()
 	p := n.PodConfig("dispositions")
 	c := n.ContainerConfig("main", "sh", "-c", "grep -E 'Sig(Blk|Ign)' /proc/self/status; exec sleep 1000")
