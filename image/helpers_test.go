@@ -38,10 +38,11 @@ type server struct {
 	before func(w http.ResponseWriter, r *http.Request) bool
 }
 
-func newServer(tb testing.TB) *server {
+func newServer(tb testing.TB, options ...registry.Option) *server {
 	tb.Helper()
 	s := &server{}
-	s.Server = httptest.NewServer(s.wrap(registry.New(registry.Logger(log.New(io.Discard, "", 0)))))
+	options = append(options, registry.Logger(log.New(io.Discard, "", 0)))
+	s.Server = httptest.NewServer(s.wrap(registry.New(options...)))
 	tb.Cleanup(s.Close)
 	s.host = strings.TrimPrefix(s.URL, "http://")
 	return s

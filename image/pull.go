@@ -75,7 +75,7 @@ func (s *Store) pull(ctx context.Context, src *remote, ref Reference, auth diges
 	if err := failpoint.Hit("image.pull.resolve"); err != nil {
 		return "", err
 	}
-	desc, err := src.resolve(ctx)
+	desc, err := src.resolve(ctx, ref)
 	if err != nil {
 		return "", err
 	}

@@ -21,6 +21,7 @@ import (
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	clientlog "github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/sirupsen/logrus"
@@ -174,13 +175,33 @@ func (a *tokenAuthorizer) AddResponses(context.Context, []*http.Response) error 
 	return docker.ErrInvalidAuthorization
 }
 
-// resolve asks for the manifest that the reference leads to now.
-func (r *remote) resolve(ctx context.Context) (ocispec.Descriptor, error) {
-	_, desc, err := r.resolver.Resolve(clientContext(ctx), r.ref.String())
+// resolve asks for the manifest that ref, of the same repository, leads to now.
+func (r *remote) resolve(ctx context.Context, ref Reference) (ocispec.Descriptor, error) {
+	_, desc, err := r.resolver.Resolve(clientContext(ctx), ref.String())
 	if err != nil {
-		return desc, r.explain(ctx, "", err)
+		what := ""
+		if ref != r.ref {
+			what = ref.String()
+		}
+		return desc, r.explain(ctx, what, err)
 	}
 	return desc, nil
+}
+
+// referrers lists the manifests of the same repository that say that they are
+// about d (OCI distribution specification, "Listing Referrers"), also from a
+// registry that has them as an index with a tag instead. artifactType "" means
+// all. None is no error.
+func (r *remote) referrers(ctx context.Context, d digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
+	var options []remotes.FetchReferrersOpt
+	if artifactType != "" {
+		options = append(options, remotes.WithReferrerArtifactTypes(artifactType))
+	}
+	found, err := r.fetcher.(remotes.ReferrersFetcher).FetchReferrers(clientContext(ctx), d, options...)
+	if err != nil {
+		return nil, r.explain(ctx, "referrers of "+d.String(), err)
+	}
+	return found, nil
 }
 
 // open fetches what desc names, from offset on. Nothing is verified. The request
