@@ -13,7 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/image/dirfd"
-	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/atomicfile"
 	"github.com/cridproject/crid/internal/failpoint"
 )
 
@@ -131,8 +131,9 @@ func (s *Store) addDirs(ctx context.Context, diffIDs []digest.Digest) (digest.Di
 
 // commit makes an image of layers that the caller holds. On success the holds
 // are the image's; on error they are still the caller's. names are canonical
-// references; those that another image has are taken from it.
-func (s *Store) commit(ctx context.Context, p *parts, names []string) error {
+// references that were looked up after turn was taken; those that another image
+// has are taken from it, unless it got them by a later turn.
+func (s *Store) commit(ctx context.Context, p *parts, names []string, turn uint64) error {
 	diffIDs := make([]digest.Digest, len(p.layers))
 	for i, b := range p.layers {
 		diffIDs[i] = b.diffID
@@ -141,10 +142,10 @@ func (s *Store) commit(ctx context.Context, p *parts, names []string) error {
 	if err != nil {
 		return fmt.Errorf("image %s: %w", p.id.Short(), err)
 	}
-	r := &record{Version: recordVersion, ID: p.id, Dirs: dirs, Config: p.config, Pulled: time.Now().UTC(), layers: diffIDs}
+	r := &record{Version: recordVersion, ID: p.id, Dirs: dirs, Config: p.config, Pulled: time.Now().UTC(), layers: diffIDs, Epoch: s.epoch()}
 	err = s.syncLayers(r.uses())
 	if err == nil {
-		err = s.commitRecord(ctx, r, names)
+		err = s.commitRecord(ctx, r, names, turn)
 	}
 	if err != nil && dirs != "" {
 		s.drop(context.WithoutCancel(ctx), dirs)
@@ -179,7 +180,7 @@ func (s *Store) syncLayers(ds []digest.Digest) error {
 }
 
 // commitRecord writes the record and publishes the image.
-func (s *Store) commitRecord(ctx context.Context, r *record, names []string) error {
+func (s *Store) commitRecord(ctx context.Context, r *record, names []string, turn uint64) error {
 	s.write.Lock()
 	defer s.write.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -188,12 +189,14 @@ func (s *Store) commitRecord(ctx context.Context, r *record, names []string) err
 	s.mu.Lock()
 	old := s.images[r.ID]
 	if old != nil {
-		r.Names, r.Pulled = slices.Clone(old.Names), old.Pulled
+		r.Names, r.Pulled, r.Epoch = slices.Clone(old.Names), old.Pulled, old.Epoch
 	}
 	for _, ref := range names {
-		s.seq++
+		if s.seqLocked(ref) > turn {
+			continue // a pull that began later has been faster
+		}
 		r.Names = slices.DeleteFunc(r.Names, func(n name) bool { return n.Ref == ref })
-		r.Names = append(r.Names, name{ref, s.seq})
+		r.Names = append(r.Names, name{ref, turn})
 	}
 	losers := s.losersLocked(r)
 	s.mu.Unlock()
@@ -220,7 +223,37 @@ func (s *Store) commitRecord(ctx context.Context, r *record, names []string) err
 	if old != nil {
 		s.dropLocked(ctx, old.uses()...)
 	}
+	// What was set aside is mended.
+	if err := atomicfile.Remove(s.quarantinePath(s.recordPath(r.ID))); err != nil {
+		klog.FromContext(ctx).Error(err, "Could not remove a record that was set aside", "image", r.ID)
+	}
 	return nil
+}
+
+// turn is the next number of the order in which names are given. Who looks a
+// name up takes it first: of two pulls of a tag that has moved meanwhile, the one
+// that asked later is right, whichever ends first.
+func (s *Store) turn() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seq++
+	return s.seq
+}
+
+// seqLocked is the turn by which a name was given; 0 when nobody has it.
+//
+// Preconditions: s.mu is held.
+func (s *Store) seqLocked(ref string) uint64 {
+	i := s.published.Load().byName[ref]
+	if i == nil {
+		return 0
+	}
+	for _, n := range s.images[i.ID].Names {
+		if n.Ref == ref {
+			return n.Seq
+		}
+	}
+	return 0
 }
 
 // losersLocked returns the records, changed, of other images that have a name of r.
@@ -244,39 +277,4 @@ func (s *Store) losersLocked(r *record) []*record {
 		losers = append(losers, &changed)
 	}
 	return losers
-}
-
-// Remove removes an image with all its names. When it returns the image is gone
-// for good; its files are deleted in the background, except those that a root
-// file system or another image has. An image that is not there is no error.
-func (s *Store) Remove(ctx context.Context, refOrID string) error {
-	s.write.Lock()
-	defer s.write.Unlock()
-	i, err := s.Image(refOrID)
-	if errkind.Is(err, errkind.NotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := s.notMounted(i.ID); err != nil {
-		return err
-	}
-	if err := failpoint.Hit("image.remove.record"); err != nil {
-		return err
-	}
-	if err := s.removeRecord(i.ID); err != nil {
-		return fmt.Errorf("remove image %s: %w", i.ID.Short(), err)
-	}
-	s.mu.Lock()
-	r := s.images[i.ID]
-	delete(s.images, i.ID)
-	s.publish()
-	s.mu.Unlock()
-	if err := failpoint.Hit("image.remove.layers"); err != nil {
-		return err
-	}
-	s.dropLocked(ctx, r.uses()...)
-	klog.FromContext(ctx).V(2).Info("Removed image", "image", i.ID)
-	return nil
 }

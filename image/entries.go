@@ -304,6 +304,7 @@ func (u *unpacker) remove(parent place, name string) error {
 	if err != nil {
 		return err
 	}
+	u.made.Replaced = true
 	at := join(parent.path, name)
 	if st.IsSymlink() {
 		// Paths through the link now lead elsewhere.

@@ -100,7 +100,7 @@ func (s *Store) importOne(ctx context.Context, a *archive, e archived) (ID, erro
 			names = append(names, ref.withDigest(e.desc.Digest))
 		}
 	}
-	return p.id, s.add(ctx, a, origin{host: a.dir}, p, names)
+	return p.id, s.add(ctx, a, origin{host: a.dir}, p, names, s.turn())
 }
 
 // archived is one image of an archive: an OCI descriptor, or parts named by file.

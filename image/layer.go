@@ -32,6 +32,9 @@ type layerMeta struct {
 	Disk    uint64   // space they take
 	Inodes  uint64   // files, folders and links
 	Implied []string // see Contents
+	// Replaced says that the figures are upper bounds: the archive has replaced
+	// files of its own.
+	Replaced bool `json:",omitempty"`
 }
 
 const layerVersion = 1
@@ -68,7 +71,7 @@ func (s *Store) unpackLayer(ctx context.Context, r io.Reader, abort func(), b bl
 	}
 	m := layerMeta{
 		Version: layerVersion, DiffID: b.diffID,
-		Bytes: made.Bytes, Disk: made.Disk, Inodes: made.Inodes, Implied: made.Implied,
+		Bytes: made.Bytes, Disk: made.Disk, Inodes: made.Inodes, Implied: made.Implied, Replaced: made.Replaced,
 	}
 	return m, writeJSON(filepath.Join(dir, layerFile), m, atomicfile.NoSync)
 }

@@ -75,6 +75,7 @@ func (s *Store) pull(ctx context.Context, src *remote, ref Reference, auth diges
 	if err := failpoint.Hit("image.pull.resolve"); err != nil {
 		return "", err
 	}
+	turn := s.turn()
 	desc, err := src.resolve(ctx, ref)
 	if err != nil {
 		return "", err
@@ -88,17 +89,17 @@ func (s *Store) pull(ctx context.Context, src *remote, ref Reference, auth diges
 		names = append(names, ref.String())
 	}
 	from := origin{host: ref.Host, auth: auth}
-	return p.id, s.add(ctx, src, from, p, names)
+	return p.id, s.add(ctx, src, from, p, names, turn)
 }
 
 // add fetches the layers and makes the image.
-func (s *Store) add(ctx context.Context, src source, from origin, p *parts, names []string) error {
+func (s *Store) add(ctx context.Context, src source, from origin, p *parts, names []string, turn uint64) error {
 	held, err := s.fetchLayers(ctx, src, from, p.layers)
 	if err == nil {
 		err = failpoint.Hit("image.pull.commit")
 	}
 	if err == nil {
-		err = s.commit(ctx, p, names)
+		err = s.commit(ctx, p, names, turn)
 	}
 	if err != nil {
 		s.drop(context.WithoutCancel(ctx), held...)

@@ -27,6 +27,7 @@ type record struct {
 	Dirs   digest.Digest
 	Config []byte // exactly as it came: its digest is the ID
 	Pulled time.Time
+	Epoch  uint64 // when its layers came, see mark
 
 	layers []digest.Digest // of Config, lowest first
 	image  *Image          // made when first published; +checklocks:Store.mu

@@ -13,7 +13,8 @@ import (
 )
 
 // recover fills the maps from the disk, before the store is used. It looks at
-// each record and each layer's folder, but not at the files of a layer.
+// each record and each layer's folder, but not at the files of a layer, except
+// after a power cut at those of the latest; see mark.
 func (s *Store) recover(log klog.Logger) error {
 	if err := s.trash.empty(); err != nil {
 		return err
@@ -27,10 +28,11 @@ func (s *Store) recover(log klog.Logger) error {
 	if err := atomicfile.Clean(s.path("images")); err != nil {
 		return err
 	}
-	if err := s.recoverImages(log); err != nil {
+	bad := make(damage)
+	if err := s.recoverImages(log, bad); err != nil {
 		return err
 	}
-	if err := s.recoverRootfs(log); err != nil {
+	if err := s.recoverRootfs(log, bad); err != nil {
 		return err
 	}
 	if err := s.sweepLayers(log); err != nil {
@@ -40,22 +42,28 @@ func (s *Store) recover(log klog.Logger) error {
 	return nil
 }
 
-func (s *Store) recoverImages(log klog.Logger) error {
-	records, bad, err := readRecords(s.root)
+// damage is what is wrong with layers that were looked at.
+type damage map[digest.Digest]error
+
+func (s *Store) recoverImages(log klog.Logger, bad damage) error {
+	records, unreadable, err := readRecords(s.root)
 	if err != nil {
 		return err
 	}
-	for path, cause := range bad {
-		log.Error(cause, "Set aside the damaged record of an image; pull it again", "path", path)
+	for path, cause := range unreadable {
+		log.Error(cause, "Set aside the damaged record of an image; the next pull mends it", "path", path)
 		if err := s.quarantine(path); err != nil {
 			return err
 		}
 	}
+	if err := s.inspectLatest(log, records, bad); err != nil {
+		return err
+	}
 	// An image without its layers must not keep a name that another can answer for.
 	var whole []*record
 	for _, r := range records {
-		if err := s.loadLayers(r.uses()); err != nil {
-			log.Error(err, "Set aside the record of an image that is not complete; pull it again", "image", r.ID)
+		if err := s.loadLayers(r.uses(), bad); err != nil {
+			log.Error(err, "Set aside the record of an image that is not complete; the next pull mends it", "image", r.ID)
 			if err := s.quarantine(s.recordPath(r.ID)); err != nil {
 				return err
 			}
@@ -81,17 +89,49 @@ func (s *Store) recoverImages(log klog.Logger) error {
 	return nil
 }
 
-// loadLayers makes the layers known, or says which is missing.
-func (s *Store) loadLayers(ds []digest.Digest) error {
-	for _, d := range ds {
-		if s.layers[d] != nil {
+// inspectLatest looks closely at the layers that a power cut may have damaged. It
+// comes before any is used: an older image may share one.
+func (s *Store) inspectLatest(log klog.Logger, records []*record, bad damage) error {
+	newest := uint64(0)
+	for _, r := range records {
+		newest = max(newest, r.Epoch)
+	}
+	suspect, err := s.openMark(log, newest)
+	if err != nil {
+		return err
+	}
+	seen := make(map[digest.Digest]bool)
+	for _, r := range records {
+		if r.Epoch < suspect || s.loadLayers(r.uses(), bad) != nil {
 			continue
 		}
-		m, err := readLayer(s.root, d)
-		if err != nil {
+		for _, d := range r.uses() {
+			if seen[d] {
+				continue
+			}
+			seen[d] = true
+			if err := lookClosely(s.root, d, s.layers[d].meta); err != nil {
+				bad[d] = err
+			}
+		}
+	}
+	return nil
+}
+
+// loadLayers makes the layers known, or says which is missing or damaged.
+func (s *Store) loadLayers(ds []digest.Digest, bad damage) error {
+	for _, d := range ds {
+		if s.layers[d] == nil && bad[d] == nil {
+			m, err := readLayer(s.root, d)
+			if err != nil {
+				bad[d] = err
+			} else {
+				s.layers[d] = &layer{meta: m}
+			}
+		}
+		if err := bad[d]; err != nil {
 			return fmt.Errorf("layer %s: %w", d, err)
 		}
-		s.layers[d] = &layer{meta: m}
 	}
 	return nil
 }
@@ -102,10 +142,12 @@ func (s *Store) quarantine(path string) error {
 	if err := os.MkdirAll(s.path("quarantine"), 0o700); err != nil {
 		return err
 	}
-	return os.Rename(path, s.path("quarantine", filepath.Base(path)))
+	return os.Rename(path, s.quarantinePath(path))
 }
 
-func (s *Store) recoverRootfs(log klog.Logger) error {
+func (s *Store) quarantinePath(path string) string { return s.path("quarantine", filepath.Base(path)) }
+
+func (s *Store) recoverRootfs(log klog.Logger, bad damage) error {
 	entries, err := os.ReadDir(s.path("rootfs"))
 	if err != nil {
 		return err
@@ -121,7 +163,7 @@ func (s *Store) recoverRootfs(log klog.Logger) error {
 			}
 			continue
 		}
-		if err := s.loadLayers(r.Layers); err != nil {
+		if err := s.loadLayers(r.Layers, bad); err != nil {
 			log.Error(err, "A root file system has lost a layer; its container cannot be started again", "path", dir)
 			r.Layers, r.lost = nil, true
 		}

@@ -92,7 +92,7 @@ func (s *Store) admit(id ID, key string, volume bool) (r *rootfsRecord, known bo
 		case r.Image != id || r.Volume != volume:
 			return nil, true, errkind.Errorf(errkind.Exists, "root file system %s is there already, of image %s", key, r.Image.Short())
 		case r.lost:
-			return nil, true, errkind.Errorf(errkind.BadState, "root file system %s has lost layers of image %s", key, id.Short())
+			return nil, true, errkind.Errorf(errkind.BadState, "root file system %s has lost layers of image %s to damage on the disk: it must be removed, and made anew after a pull", key, id.Short())
 		}
 		return r, true, nil
 	}

@@ -12,6 +12,7 @@
 //	ingest/                  unfinished pulls and imports; emptied at start
 //	trash/                   what is being deleted in the background; emptied at start
 //	quarantine/              records that could not be understood, for people
+//	mark.json                how the store was left; see mark
 //	lock                     held by the one process that has the store open
 //
 // Methods may be called concurrently. List and Image read a published snapshot:
@@ -61,15 +62,18 @@ type Store struct {
 	platformName    string
 	limits          Limits
 
-	lock  *os.File
-	trash trash
-	usage usageCache
+	lock      *os.File
+	recovered bool // the store is open; immutable from then on
+	trash     trash
+	usage     usageCache
 
 	keys keylock.Map[string] // of root file systems; taken before write and mu
 
 	// write serialises what changes images/ and the names in layers/. It is held
 	// over the writing of a record or a rename, never over a download or a tree.
-	write sync.Mutex
+	write   sync.Mutex
+	current uint64    // epoch; see mark. +checklocks:write
+	began   time.Time // the epoch. +checklocks:write
 
 	mu      sync.Mutex // never held across I/O
 	images  map[ID]*record
@@ -127,6 +131,7 @@ func New(o Options) (*Store, error) {
 	if err := s.recover(klog.Background()); err != nil {
 		return nil, errors.Join(fmt.Errorf("image store %s: %w", s.root, err), s.Close())
 	}
+	s.recovered = true
 	return s, nil
 }
 
@@ -168,7 +173,11 @@ func (s *Store) openFolders() error {
 func (s *Store) Close() error {
 	s.usage.end()
 	s.trash.wait()
-	return s.lock.Close()
+	var err error
+	if s.recovered {
+		err = s.writeMark(true)
+	}
+	return errors.Join(err, s.lock.Close())
 }
 
 // stage makes a new folder for unfinished things. The caller discards it.

@@ -37,6 +37,9 @@ type Contents struct {
 	// Implied are folders that the archive has files in but no entry for. Their
 	// attributes are those of the folder in the layer below, see dirs.go.
 	Implied []string
+	// Replaced says that files were unpacked and then replaced by others of the
+	// archive. The figures count both.
+	Replaced bool
 }
 
 const (

@@ -2,11 +2,9 @@ package image
 
 import (
 	"context"
-	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/failpoint"
 )
 
@@ -37,22 +35,4 @@ func (s *Store) makeVolume(dir string, r *rootfsRecord) error {
 		return err
 	}
 	return failpoint.Hit("image.volume.prepare")
-}
-
-// notMounted fails when the image is somebody's volume.
-func (s *Store) notMounted(id ID) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var owners []string
-	for _, r := range s.rootfs {
-		if r.Volume && r.Image == id {
-			owners = append(owners, VolumeOwner(r.Key))
-		}
-	}
-	if len(owners) == 0 {
-		return nil
-	}
-	slices.Sort(owners)
-	return errkind.Errorf(errkind.BadState, "remove image %s: it is mounted as a volume in container %s; remove that first",
-		id.Short(), strings.Join(slices.Compact(owners), ", "))
 }
