@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -27,19 +28,52 @@ type conn struct {
 	gone  atomic.Bool
 	taken atomic.Bool             // HTTP's server has given it away
 	end   context.CancelCauseFunc // of the connection's context
+	of    *listener
+	place *list.Element // of.nobody's; guarded by its mu
 }
 
 // errGone is the cause of a context that ended because its client has gone.
 var errGone = errors.New("the client has gone")
 
-type listener struct{ net.Listener }
+// listener bounds the connections that are no session: anybody on the node can
+// connect, and each costs a descriptor and a goroutine. One too many ends the oldest
+// of them, so that who has a token comes in also then.
+type listener struct {
+	net.Listener
+	most int
 
-func (l listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
+	mu     sync.Mutex
+	nobody list.List // +checklocks:mu; of *conn, the oldest first
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	accepted, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return &conn{Conn: c}, nil
+	c := &conn{Conn: accepted, of: l}
+	l.mu.Lock()
+	c.place = l.nobody.PushBack(c)
+	var oldest *conn
+	if l.nobody.Len() > l.most {
+		oldest = l.nobody.Remove(l.nobody.Front()).(*conn)
+		oldest.place = nil
+	}
+	l.mu.Unlock()
+	if oldest != nil {
+		_ = oldest.Close()
+	}
+	return c, nil
+}
+
+// known says that c is a session from now on, or is closed.
+func (l *listener) known(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.place != nil {
+		l.nobody.Remove(c.place)
+		c.place = nil
+	}
 }
 
 type connKey struct{}
@@ -78,6 +112,7 @@ func (c *conn) Read(p []byte) (int, error) {
 // Close is also what the protocols do to a client that is idle for too long.
 // Idempotent.
 func (c *conn) Close() error {
+	c.of.known(c)
 	c.hangUp(errGone)
 	if err := c.Conn.Close(); !errors.Is(err, net.ErrClosed) {
 		return err

@@ -3,18 +3,22 @@ package stream
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"runtime/debug"
+	"sync"
 
 	"golang.org/x/net/websocket"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/cridproject/crid/internal/errkind"
 )
@@ -26,36 +30,63 @@ func (x *session) serveForward(w http.ResponseWriter, r *http.Request) {
 		x.serveTunnel(w, r)
 	case isWebSocket(r) && len(x.request.ports) == 0:
 		http.Error(w, "this protocol names no ports of its own: they must be in the CRI request", http.StatusBadRequest)
+	case isWebSocket(r):
+		x.servePorts(w, r)
 	default:
-		x.servePorts(r.Context(), w, r)
+		x.servePairs(w, r)
 	}
 }
 
-func (x *session) servePorts(ctx context.Context, w http.ResponseWriter, r *http.Request) {
-	portforward.ServePortForward(w, r, forwarder{x, ctx}, x.request.id, "", &portforward.V4Options{Ports: x.request.ports},
-		x.idle, createTimeout, portforward.SupportedProtocols)
-}
-
-// forwarder implements portforward.PortForwarder, whose context does not end
-// with its client.
-type forwarder struct {
-	*session
-	ctx context.Context //nolint:containedctx // see above; it lives as long as the connection
-}
-
-// PortForward runs on a goroutine of the protocol's library, for each of a
-// session's connections.
-func (f forwarder) PortForward(_ context.Context, id, _ string, port int32, stream io.ReadWriteCloser) (err error) {
+// forward forwards one connection to a port. An error says why there was none.
+func (x *session) forward(ctx context.Context, port int32, data io.ReadWriteCloser) (err error) {
 	defer func() {
 		if bug := recover(); bug != nil {
-			klog.FromContext(f.ctx).Error(fmt.Errorf("%v", bug), "Recovered from a bug in a port-forward", "stack", string(debug.Stack()))
+			klog.FromContext(ctx).Error(fmt.Errorf("%v", bug), "Recovered from a bug in a port-forward", "stack", string(debug.Stack()))
 			err = errors.New("crid has a bug here, see its log")
 		}
 	}()
 	if port < 1 || port > 65535 {
 		return errkind.Errorf(errkind.Invalid, "port %d: must be between 1 and 65535", port)
 	}
-	return f.outcome(f.ctx, f.runtime.PortForward(f.ctx, id, uint16(port), stream))
+	return x.outcome(ctx, x.runtime.PortForward(ctx, x.request.id, uint16(port), data))
+}
+
+// servePorts serves port-forward over a WebSocket without SPDY: one connection to each
+// port of the request, with two channels, each of which begins with the port.
+func (x *session) servePorts(w http.ResponseWriter, r *http.Request) {
+	ctx := r.Context()
+	var channels []wsstream.ChannelType
+	for range x.request.ports {
+		channels = append(channels, wsstream.ReadWriteChannel, wsstream.WriteChannel)
+	}
+	bytes := wsstream.ChannelProtocolConfig{Binary: true, Channels: channels}
+	ws := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
+		"":                                 bytes,
+		remotecommand.StreamProtocolV4Name: bytes, // the names are those of an exec's
+		webSocketV4Base64:                  {Channels: channels},
+	})
+	ws.SetIdleTimeout(x.idle)
+	_, streams, err := ws.Open(w, quiet(r))
+	if err != nil {
+		x.refused(ctx, fmt.Errorf("upgrade to a WebSocket of %q: %w", r.Header.Values(wsstream.WebSocketProtocolHeader), err))
+		return
+	}
+	defer ws.Close()
+	var wg sync.WaitGroup
+	for i, port := range x.request.ports {
+		data, failure := streams[2*i], streams[2*i+1]
+		for _, s := range []io.Writer{data, failure} {
+			_, _ = s.Write(binary.LittleEndian.AppendUint16(nil, uint16(port)))
+		}
+		wg.Go(func() {
+			defer failure.Close()
+			defer data.Close()
+			if err := x.forward(ctx, port, data); err != nil {
+				_, _ = io.WriteString(failure, err.Error()) // the client may have gone
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // serveTunnel serves SPDY within a WebSocket: what the client says after the
@@ -70,7 +101,7 @@ func (x *session) serveTunnel(w http.ResponseWriter, r *http.Request) {
 			inner.Header.Set(httpstream.HeaderConnection, httpstream.HeaderUpgrade)
 			inner.Header.Set(httpstream.HeaderUpgrade, spdy.HeaderSpdy31)
 			inner.Header.Set(httpstream.HeaderProtocolVersion, portforward.PortForwardV1Name)
-			x.servePorts(r.Context(), &upgraded{ws, http.Header{}}, inner)
+			x.servePairs(&upgraded{ws, http.Header{}}, inner)
 		},
 	}.ServeHTTP(w, r)
 }

@@ -29,7 +29,6 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/sandbox"
@@ -55,6 +54,9 @@ type Options struct {
 	// RequestTimeout is for a client that is no session to say what it wants, and to
 	// take an error; 0 means 10 s. Anybody can connect.
 	RequestTimeout time.Duration
+	// CreateTimeout is for a session's client to open its streams when it has
+	// connected; 0 means 30 s.
+	CreateTimeout time.Duration
 
 	Now func() time.Time // nil means time.Now
 }
@@ -62,17 +64,19 @@ type Options struct {
 const (
 	defaultAddress = "127.0.0.1"
 	defaultIdle    = 4 * time.Hour
-	// createTimeout is for a client to open its streams when it has connected.
-	createTimeout  = 30 * time.Second
+	defaultCreate  = 30 * time.Second
 	defaultRequest = 10 * time.Second
 	// headerMax is much more than clients send before anybody knows who they are.
 	headerMax = 64 << 10
+	// nobodyMax is how many connections that are no session may be open. kubelet has
+	// one for moments only.
+	nobodyMax = 256
 )
 
 // Server gives out URLs and serves them. Its methods may be called concurrently.
 type Server struct {
 	o        Options
-	listener net.Listener
+	listener *listener
 	tls      *tls.Config // nil without TLS
 	base     url.URL
 	tokens   tokens
@@ -106,6 +110,9 @@ func New(o Options) (*Server, error) {
 	if o.RequestTimeout == 0 {
 		o.RequestTimeout = defaultRequest
 	}
+	if o.CreateTimeout == 0 {
+		o.CreateTimeout = defaultCreate
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -127,7 +134,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("streaming server: %w", err)
 	}
-	s.listener, s.base.Host = listener{l}, l.Addr().String()
+	s.listener, s.base.Host = &listener{Listener: l, most: nobodyMax}, l.Addr().String()
 	return s, nil
 }
 
@@ -139,12 +146,13 @@ func (s *Server) Close() { _ = s.listener.Close() }
 
 // Serve serves until ctx ends; then it ends all sessions and waits for them.
 func (s *Server) Serve(ctx context.Context) error {
-	var sessions sync.WaitGroup
+	var requests gate
 	h := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			sessions.Add(1)
-			defer sessions.Done()
-			s.serve(w, r)
+			if requests.enter() {
+				defer requests.leave()
+				s.serve(w, r)
+			}
 		}),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnContext: connContext,
@@ -158,16 +166,44 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = h.Close() })
 	defer stop()
-	l := s.listener
+	var l net.Listener = s.listener
 	if s.tls != nil {
 		l = tls.NewListener(l, s.tls)
 	}
 	err := h.Serve(l)
-	sessions.Wait()
+	requests.close()
 	if ctx.Err() != nil {
 		return nil
 	}
 	return fmt.Errorf("streaming server: %w", err)
+}
+
+// gate counts requests under way. HTTP's server may begin one more while it is being
+// closed.
+type gate struct {
+	mu     sync.Mutex
+	closed bool // +checklocks:mu
+	inside sync.WaitGroup
+}
+
+// enter reports whether the gate is open; then leave must follow.
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.inside.Add(1)
+	}
+	return !g.closed
+}
+
+func (g *gate) leave() { g.inside.Done() }
+
+// close closes the gate and waits until all have left.
+func (g *gate) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.inside.Wait()
 }
 
 // What a URL is for, and the beginning of its path.
@@ -221,27 +257,21 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx := r.Context()
 	c := connOf(ctx)
+	s.listener.known(c)
+	x := &session{runtime: s.o.Runtime, request: req, idle: s.o.IdleTimeout, create: s.o.CreateTimeout}
+	defer x.work.Wait()
 	defer c.finish(ctx)
 	// So that what is stuck in a write to the client ends.
 	defer context.AfterFunc(ctx, func() { c.hangUp(context.Cause(ctx)) })()
 	defer c.watch()()
-	x := &session{runtime: s.o.Runtime, request: req, idle: s.o.IdleTimeout}
 	began := time.Now()
 	switch {
 	case kind == kindForward:
 		x.serveForward(w, r)
-	case asksFor(r, remotecommand.StreamProtocolV5Name):
-		x.serveV5(w, r)
-	case kind == kindExec:
-		remotecommand.ServeExec(w, r, x, "", "", req.id, req.args, req.wanted.options(),
-			s.o.IdleTimeout, createTimeout, remotecommand.SupportedStreamingProtocols)
+	case isWebSocket(r):
+		x.serveWebSocket(w, r)
 	default:
-		remotecommand.ServeAttach(w, r, x, "", "", req.id, req.wanted.options(),
-			s.o.IdleTimeout, createTimeout, remotecommand.SupportedStreamingProtocols)
+		x.serveSPDY(w, r)
 	}
 	klog.FromContext(ctx).V(4).Info("Served a stream", "kind", kind, "id", req.id, "duration", time.Since(began))
-}
-
-func (w Wanted) options() *remotecommand.Options {
-	return &remotecommand.Options{Stdin: w.Stdin, Stdout: w.Stdout, Stderr: w.Stderr, TTY: w.TTY}
 }

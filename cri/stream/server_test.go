@@ -60,12 +60,17 @@ func cat(_ context.Context, args []string, s sandbox.Streams) (int, error) {
 // serve serves until the test ends.
 func serve(t *testing.T, o stream.Options) *stream.Server {
 	t.Helper()
+	return serveIn(context.Background(), t, o)
+}
+
+func serveIn(ctx context.Context, t *testing.T, o stream.Options) *stream.Server {
+	t.Helper()
 	testutil.LeakCheck(t)
 	s, err := stream.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx) }()
 	t.Cleanup(func() {

@@ -1,8 +1,6 @@
 package stream
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,9 +9,13 @@ import (
 
 	"golang.org/x/net/websocket"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
-	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream/wsstream"
-	utilexec "k8s.io/utils/exec"
+)
+
+// The protocols of WebSocket's clients that send text instead of bytes.
+const (
+	webSocketV1Base64 = wsstream.Base64ChannelWebSocketProtocol
+	webSocketV4Base64 = "v4." + wsstream.Base64ChannelWebSocketProtocol
 )
 
 func isWebSocket(r *http.Request) bool { return wsstream.IsWebSocketRequest(r) }
@@ -44,9 +46,9 @@ func choose(protocol string) func(*websocket.Config, *http.Request) error {
 	}
 }
 
-// serveV5 serves an exec or attachment over version 5 of remotecommand, in which
-// a client can end its stdin and still listen. The library's server ends at 4.
-func (x *session) serveV5(w http.ResponseWriter, r *http.Request) {
+// serveWebSocket serves an exec or attachment over a WebSocket, in versions 1, 4 and
+// 5 of remotecommand. In the last a client can end its stdin and still listen.
+func (x *session) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	wanted := x.request.wanted
 	channels := make([]wsstream.ChannelType, remotecommand.StreamResize+1)
 	for i, c := range map[int]struct {
@@ -59,81 +61,47 @@ func (x *session) serveV5(w http.ResponseWriter, r *http.Request) {
 		remotecommand.StreamErr:    {wsstream.WriteChannel, true},
 		remotecommand.StreamResize: {wsstream.ReadChannel, true},
 	} {
+		channels[i] = wsstream.IgnoreChannel
 		if c.on {
 			channels[i] = c.is
 		}
 	}
+	binary := wsstream.ChannelProtocolConfig{Binary: true, Channels: channels}
+	text := wsstream.ChannelProtocolConfig{Channels: channels}
 	ws := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
-		remotecommand.StreamProtocolV5Name: {Binary: true, Channels: channels},
+		"":                                 binary,
+		remotecommand.StreamProtocolV1Name: binary,
+		webSocketV1Base64:                  text,
+		remotecommand.StreamProtocolV4Name: binary,
+		webSocketV4Base64:                  text,
+		remotecommand.StreamProtocolV5Name: binary,
 	})
 	ws.SetIdleTimeout(x.idle)
-	_, streams, err := ws.Open(w, r)
+	protocol, streams, err := ws.Open(w, quiet(r))
 	if err != nil {
-		klog.FromContext(r.Context()).V(4).Info("Could not open a WebSocket", "kind", x.request.kind, "id", x.request.id, "err", err)
+		x.refused(r.Context(), fmt.Errorf("upgrade to a WebSocket of %q: %w", r.Header.Values(wsstream.WebSocketProtocolHeader), err))
 		return
 	}
 	defer ws.Close()
-	err = x.run(r, streams)
-	if text, merr := json.Marshal(statusOf(err)); merr == nil {
-		_, _ = streams[remotecommand.StreamErr].Write(text) // the client may have gone
-	}
-}
-
-// run runs what the session is for.
-func (x *session) run(r *http.Request, streams []io.ReadWriteCloser) error {
-	ctx := r.Context()
-	in, out, errOut := streams[remotecommand.StreamStdIn], streams[remotecommand.StreamStdOut], streams[remotecommand.StreamStdErr]
-	resize := make(chan remotecommand.TerminalSize)
-	go func() { // ends with the connection
-		defer close(resize)
-		sizes := json.NewDecoder(streams[remotecommand.StreamResize])
-		for {
-			var size remotecommand.TerminalSize
-			if sizes.Decode(&size) != nil {
-				return
-			}
-			select {
-			case resize <- size:
-			case <-ctx.Done():
-				return
+	if protocol != remotecommand.StreamProtocolV5Name {
+		// Older clients wait for a message that tells them that they are connected.
+		for _, i := range []int{remotecommand.StreamStdOut, remotecommand.StreamStdErr, remotecommand.StreamErr} {
+			if channels[i] == wsstream.WriteChannel {
+				_, _ = streams[i].Write(nil)
+				break
 			}
 		}
-	}()
-	if x.request.kind == kindAttach {
-		return x.AttachContainer(ctx, "", "", x.request.id, in, out, errOut, x.request.wanted.TTY, resize)
 	}
-	return x.ExecInContainer(ctx, "", "", x.request.id, x.request.args, in, out, errOut, x.request.wanted.TTY, resize, 0)
+	err = x.run(r.Context(), ends{
+		in: streams[remotecommand.StreamStdIn], out: streams[remotecommand.StreamStdOut],
+		errOut: streams[remotecommand.StreamStdErr], resize: streams[remotecommand.StreamResize],
+	})
+	tell(streams[remotecommand.StreamErr], protocol, err)
 }
 
-// status is what clients read of Kubernetes' metav1.Status.
-type status struct {
-	Status  string   `json:"status"`
-	Message string   `json:"message,omitempty"`
-	Reason  string   `json:"reason,omitempty"`
-	Details *details `json:"details,omitempty"`
-	Code    int      `json:"code,omitempty"`
-}
-
-type details struct {
-	Causes []cause `json:"causes"`
-}
-
-type cause struct {
-	Reason  string `json:"reason"`
-	Message string `json:"message"`
-}
-
-// statusOf is what a client is told of the end.
-func statusOf(err error) status {
-	var exit utilexec.CodeExitError
-	switch {
-	case err == nil:
-		return status{Status: "Success"}
-	case errors.As(err, &exit):
-		return status{
-			Status: "Failure", Reason: remotecommand.NonZeroExitCodeReason, Message: exit.Error(),
-			Details: &details{[]cause{{remotecommand.ExitCodeCauseType, fmt.Sprint(exit.Code)}}},
-		}
-	}
-	return status{Status: "Failure", Reason: "InternalError", Message: err.Error(), Code: http.StatusInternalServerError}
+// ends are the client's ends of what a session is for. Those that the request does
+// not name are not used.
+type ends struct {
+	in, resize  io.Reader
+	out, errOut io.Writer
 }

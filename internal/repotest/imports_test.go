@@ -46,7 +46,7 @@ var rules = map[string]rule{
 	},
 	"cri/stream": {
 		own:   []string{"sandbox", leafs},
-		other: []string{"k8s.io/cri-streaming", "k8s.io/streaming", "k8s.io/utils/exec", "golang.org/x/net/websocket", klog},
+		other: []string{"k8s.io/cri-streaming", "k8s.io/streaming", "golang.org/x/net/websocket", klog},
 	},
 	"sandbox": {
 		own:   []string{"sandbox/config", "sandbox/spec/...", "cni", "image", "monitor", leafs},
