@@ -85,6 +85,9 @@ func (s *Server) info(ctx context.Context) map[string]string {
 	if s.o.Devices != nil {
 		info["cdi"] = toJSON(s.o.Devices(ctx))
 	}
+	if s.o.WritableLayers != nil {
+		info["writableLayers"] = toJSON(s.o.WritableLayers)
+	}
 	if s.o.MonitorDump != nil {
 		ctx, cancel := context.WithTimeout(ctx, dumpLimit)
 		defer cancel()

@@ -112,6 +112,10 @@ type Options struct {
 	// nothing.
 	Devices func(context.Context) any
 
+	// WritableLayers is how these are measured, shown by a verbose Status. nil shows
+	// nothing.
+	WritableLayers any
+
 	Node *Node // what this machine can do; nil means DetectNode
 }
 

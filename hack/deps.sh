@@ -45,6 +45,8 @@ tests() {
 	build
 	run
 	need util-linux has unshare
+	need e2fsprogs has mkfs.ext4 # file systems with quota, in a file
+	need xfsprogs has mkfs.xfs
 }
 vm() {
 	local p

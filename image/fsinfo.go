@@ -24,17 +24,25 @@ type FsUsage struct {
 // usageOfImages is a sum over the stored layers.
 type usageOfImages struct{ bytes, inodes uint64 }
 
-// FsInfo returns what is known, and waits for nothing. The images' figures were
-// counted when they were unpacked, rounded up to blocks. The containers' come from
-// walking their writable layers in the background, at most every ten seconds,
-// asked for by this call: they are that much older, as At says, and a first
-// call knows little.
-func (s *Store) FsInfo(context.Context) (FsInfo, error) {
+// settleLimit bounds how long FsInfo waits for the trash.
+const settleLimit = 2 * time.Second
+
+// FsInfo returns what is known, and walks nothing. The images' figures were
+// counted when they were unpacked, rounded up to blocks. The containers' are the
+// kernel's where it counts by projects. Otherwise they come from walking the
+// writable layers in the background, at most every ten seconds, asked for by this
+// call: they are that much older, as At says, and a first call knows little.
+//
+// What has been removed does not count, though it may be on disk for a while: the
+// call waits for that, at most two seconds. kubelet removes images to make room,
+// calls this, looks at the free space of Mountpoint, and evicts a pod if there is
+// still too little.
+func (s *Store) FsInfo(ctx context.Context) (FsInfo, error) {
+	s.trash.settle(ctx, settleLimit)
 	used := s.published.Load().used
 	info := FsInfo{
 		Images:     FsUsage{Mountpoint: s.root, UsedBytes: used.bytes, Inodes: used.inodes, At: time.Now()},
-		Containers: s.usage.sum(s.path("rootfs"), s.Prepared),
+		Containers: s.allWritten(),
 	}
-	info.Containers.Mountpoint = s.root
 	return info, nil
 }

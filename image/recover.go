@@ -16,7 +16,7 @@ import (
 // each record and each layer's folder, but not at the files of a layer, except
 // after a power cut at those of the latest; see mark.
 func (s *Store) recover(log klog.Logger) error {
-	if err := s.trash.empty(); err != nil {
+	if err := s.trash.resume(); err != nil {
 		return err
 	}
 	if err := s.trash.add(s.path("ingest")); err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/image/dirfd"
 	"github.com/cridproject/crid/internal/atomicfile"
@@ -40,6 +41,9 @@ type rootfsRecord struct {
 	Layers  []digest.Digest // the stack, lowest first
 	Volume  bool            `json:",omitempty"` // to be mounted read-only, see PrepareVolume
 	Made    time.Time
+	// Project is the ID under which the file system counts upper and work; 0 means
+	// that it does not. Set once, with Store.mu held, before the record is written.
+	Project uint32 `json:",omitempty"`
 
 	lost bool // a layer was, when the store was opened; immutable
 }
@@ -72,7 +76,13 @@ func (s *Store) prepare(ctx context.Context, id ID, key string, volume bool) (Ro
 	if err != nil {
 		return Rootfs{}, err
 	}
-	rootfs, err := s.bringUp(r)
+	var rootfs Rootfs
+	if !known && !volume {
+		err = s.giveProject(ctx, r)
+	}
+	if err == nil {
+		rootfs, err = s.bringUp(r)
+	}
 	if err != nil {
 		err = fmt.Errorf("root file system %s of image %s: %w", key, id.Short(), err)
 		if !known {
@@ -104,6 +114,22 @@ func (s *Store) admit(id ID, key string, volume bool) (r *rootfsRecord, known bo
 	s.holdLocked(unique(r.Layers)...)
 	s.rootfs[key] = r
 	return r, false, nil
+}
+
+// giveProject counts what will be written on its own, and limits it. What cannot be
+// counted is walked instead, but what cannot be limited is an error.
+func (s *Store) giveProject(ctx context.Context, r *rootfsRecord) error {
+	project, err := s.projects.take()
+	if err != nil && s.projects.limit != (WritableLimit{}) {
+		return fmt.Errorf("limit the writable layer: %w", err)
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "A writable layer will be walked to find out its size", "container", r.Key)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.Project = project
+	return nil
 }
 
 // bringUp makes what is missing of the root file system.
@@ -171,11 +197,21 @@ func (s *Store) makeRootfs(dir string, r *rootfsRecord, out *Rootfs) error {
 	if err := mkdir(out.Work); err != nil {
 		return err
 	}
-	if err := os.Mkdir(out.Upper, 0o755); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return nil // the container may have changed its attributes
-		}
+	err := os.Mkdir(out.Upper, 0o755)
+	made := err == nil
+	if !made && !errors.Is(err, fs.ErrExist) {
 		return err
+	}
+	if err := failpoint.Hit("image.rootfs.project"); err != nil {
+		return err
+	}
+	// Both: overlayfs moves what it makes from work to upper, which between projects
+	// would fail.
+	if err := s.projects.assign(r.Project, out.Work, out.Upper); err != nil {
+		return err
+	}
+	if !made {
+		return nil // the container may have changed its attributes
 	}
 	return copyRootAttributes(out.Lower[0], out.Upper)
 }
@@ -230,7 +266,8 @@ func (s *Store) release(ctx context.Context, key string) error {
 	if err := failpoint.Hit("image.rootfs.release"); err != nil {
 		return err
 	}
-	if err := s.trash.add(s.path("rootfs", key)); err != nil {
+	// Until the files are gone, they must not be billed to another container.
+	if err := s.trash.addThen(s.path("rootfs", key), func() { s.projects.free(r.Project) }); err != nil {
 		return fmt.Errorf("release root file system %s: %w", key, err)
 	}
 	s.mu.Lock()

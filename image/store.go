@@ -50,6 +50,8 @@ type Options struct {
 	ProgressTimeout time.Duration     // a download without a byte for so long fails; 0 means 5 minutes, less means never
 	Platform        *ocispec.Platform // of the images; nil means that of this machine
 	Limits          Limits            // of one layer; the zero value has defaults
+	WritableLimit   WritableLimit     // of each writable layer that is prepared from now on; see ErrNoLimit
+	FirstProject    uint32            // of 1048576 project IDs for writable layers; 0 means 1<<30
 }
 
 // Store is the images of a node. New makes one, Close ends it.
@@ -66,6 +68,7 @@ type Store struct {
 	recovered bool // the store is open; immutable from then on
 	trash     trash
 	usage     usageCache
+	projects  projects
 
 	keys keylock.Map[string] // of root file systems; taken before write and mu
 
@@ -128,7 +131,11 @@ func New(o Options) (*Store, error) {
 		return nil, fmt.Errorf("image store %s: %w", s.root, err)
 	}
 	s.trash.dir, s.trash.life = s.path("trash"), rand.Text()
-	if err := s.recover(klog.Background()); err != nil {
+	err := s.recover(klog.Background())
+	if err == nil {
+		err = s.openProjects(o)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("image store %s: %w", s.root, err), s.Close())
 	}
 	s.recovered = true
@@ -177,7 +184,7 @@ func (s *Store) Close() error {
 	if s.recovered {
 		err = s.writeMark(true)
 	}
-	return errors.Join(err, s.lock.Close())
+	return errors.Join(err, s.projects.close(), s.lock.Close())
 }
 
 // stage makes a new folder for unfinished things. The caller discards it.

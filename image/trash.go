@@ -1,12 +1,14 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"k8s.io/klog/v2"
 )
@@ -22,23 +24,65 @@ type trash struct {
 	next atomic.Uint64
 	wg   sync.WaitGroup
 	one  sync.Mutex // one deletion at a time: pods need the disk more
+
+	mu      sync.Mutex
+	pending int           // folders; +checklocks:mu
+	empty   chan struct{} // closed when none is pending any more; +checklocks:mu
 }
 
 // add moves path, which may be absent, into the trash.
-func (t *trash) add(path string) error {
+func (t *trash) add(path string) error { return t.addThen(path, func() {}) }
+
+// addThen is add, and calls gone when all of path is deleted. If that fails, it
+// does not.
+func (t *trash) addThen(path string, gone func()) error {
 	to := filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.life, t.next.Add(1)))
 	if err := os.Rename(path, to); err != nil {
 		if isGone(err) {
+			gone()
 			return nil
 		}
 		return err
 	}
-	t.wg.Go(func() { t.remove(to) })
+	t.count(1)
+	t.wg.Go(func() {
+		if t.remove(to) {
+			gone()
+		}
+		t.count(-1)
+	})
 	return nil
 }
 
-// empty deletes what an earlier process has left, in the background.
-func (t *trash) empty() error {
+func (t *trash) count(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.pending == 0 {
+		t.empty = make(chan struct{})
+	}
+	if t.pending += n; t.pending == 0 {
+		close(t.empty)
+	}
+}
+
+// settle waits until nothing is being deleted, at most for limit or as long as ctx lives.
+func (t *trash) settle(ctx context.Context, limit time.Duration) {
+	t.mu.Lock()
+	empty, pending := t.empty, t.pending
+	t.mu.Unlock()
+	if pending == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	select {
+	case <-empty:
+	case <-ctx.Done():
+	}
+}
+
+// resume deletes what an earlier process has left, in the background.
+func (t *trash) resume() error {
 	entries, err := os.ReadDir(t.dir)
 	if err != nil {
 		return err
@@ -51,12 +95,14 @@ func (t *trash) empty() error {
 	return errors.Join(errs...)
 }
 
-func (t *trash) remove(path string) {
+func (t *trash) remove(path string) (gone bool) {
 	t.one.Lock()
 	defer t.one.Unlock()
-	if err := os.RemoveAll(path); err != nil {
+	err := os.RemoveAll(path)
+	if err != nil {
 		klog.Background().Error(err, "Could not delete files, will try again at the next start", "path", path)
 	}
+	return err == nil
 }
 
 func (t *trash) wait() { t.wg.Wait() }

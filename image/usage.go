@@ -2,6 +2,7 @@ package image
 
 import (
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,12 +23,64 @@ const (
 )
 
 // Written is what the container whose root file system was prepared under key has
-// written: its writable layer. It waits for nothing: see FsInfo. At is zero while the
-// figures are not known, because they are large and nobody has asked before.
+// written: its writable layer. It waits for nothing. With project quota the kernel
+// says it as it is now, the folder that overlayfs works in included; else see FsInfo,
+// and At is zero while the figures are not known, because they are large and nobody
+// has asked before.
 func (s *Store) Written(key string) FsUsage {
-	u := s.usage.of(s.path("rootfs"), key, s.Prepared)
+	s.mu.Lock()
+	var project uint32
+	if r := s.rootfs[key]; r != nil {
+		project = r.Project
+	}
+	s.mu.Unlock()
+	u := FsUsage{At: time.Now()}
+	if use, ok := s.projects.usage(project); ok {
+		u.UsedBytes, u.Inodes = use.Bytes, use.Inodes
+	} else {
+		u = s.usage.of(s.path("rootfs"), key, s.uncounted)
+	}
 	u.Mountpoint = s.root
 	return u
+}
+
+// allWritten is the sum of what all containers have written. Without project quota
+// it is as old as it says.
+func (s *Store) allWritten() FsUsage {
+	s.mu.Lock()
+	ids := make([]uint32, 0, len(s.rootfs))
+	for _, r := range s.rootfs {
+		if !r.Volume {
+			ids = append(ids, r.Project)
+		}
+	}
+	s.mu.Unlock()
+	sum := FsUsage{At: time.Now()}
+	walked := false
+	for _, id := range ids {
+		use, ok := s.projects.usage(id)
+		sum.UsedBytes, sum.Inodes, walked = sum.UsedBytes+use.Bytes, sum.Inodes+use.Inodes, walked || !ok
+	}
+	if walked {
+		rest := s.usage.sum(s.path("rootfs"), s.uncounted)
+		sum.UsedBytes, sum.Inodes, sum.At = sum.UsedBytes+rest.UsedBytes, sum.Inodes+rest.Inodes, rest.At
+	}
+	sum.Mountpoint = s.root
+	return sum
+}
+
+// uncounted are the keys of the writable layers that have to be walked, sorted.
+func (s *Store) uncounted() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var keys []string
+	for key, r := range s.rootfs {
+		if !r.Volume && (r.Project == 0 || s.projects.quota == nil) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 // usageCache is what the writable layers take, by key. Nothing is counted that

@@ -41,6 +41,12 @@ type Config struct {
 
 	LogRateLimit int `toml:"log_rate_limit" comment:"Bytes a second that go into a container's log, at least 1024. What it writes above is\ndropped, not held up, and a line in the log says how much. 0: no limit. Holds for\ncontainers that are created from then on."`
 
+	WritableLayerLimit int `toml:"writable_layer_limit" comment:"Bytes that each container may write into its own root file system, at least 16777216. More\nis \"Disk quota exceeded\" there (on xfs \"No space left on device\"). Needs project quota on the\nfile system of root (docs/state-on-disk.md); without it crid does not start. 0: no limit. Holds\nfor containers that are created from then on."`
+
+	WritableLayerInodeLimit int `toml:"writable_layer_inode_limit" comment:"The same for files and folders, at least 1024. 0: no limit."`
+
+	FirstProjectID int `toml:"first_project_id" comment:"First of the 1048576 project IDs by which writable layers are counted where the file\nsystem does that. Nobody else may use them on this file system; kubelet's own begin at\n1048577. 2097152 to 4293918719."`
+
 	LogVerbosity int `toml:"log_verbosity" comment:"0: start, stop, lost data. 2: each change of state. 4: each external call with its\nduration. 6: payloads, without secrets. At most 10."`
 
 	LogFormat string `toml:"log_format" comment:"\"text\" (klog's) or \"json\" (one object per line). Both go to stderr."`
@@ -87,15 +93,16 @@ type StreamingConfig struct {
 // Default is the configuration without a file.
 func Default() Config {
 	return Config{
-		Root:         "/var/lib/crid",
-		State:        "/run/crid",
-		Socket:       "/run/crid/crid.sock",
-		NetNSDir:     "/run/netns",
-		CgroupDriver: driverAuto,
-		CDISpecDirs:  []string{"/etc/cdi", "/var/run/cdi"},
-		LogVerbosity: 2,
-		LogFormat:    logText,
-		DrainTimeout: duration{Duration: 10 * time.Second},
+		Root:           "/var/lib/crid",
+		State:          "/run/crid",
+		Socket:         "/run/crid/crid.sock",
+		NetNSDir:       "/run/netns",
+		CgroupDriver:   driverAuto,
+		CDISpecDirs:    []string{"/etc/cdi", "/var/run/cdi"},
+		FirstProjectID: 1 << 30,
+		LogVerbosity:   2,
+		LogFormat:      logText,
+		DrainTimeout:   duration{Duration: 10 * time.Second},
 		CNI: CNIConfig{
 			ConfDir: "/etc/cni/net.d",
 			BinDirs: []string{"/opt/cni/bin"},
@@ -283,6 +290,12 @@ func (c *Config) validate() *badKey {
 		return &badKey{"cgroup_parent", fmt.Sprintf("is %q, with the cgroupfs driver it must begin with /", c.CgroupParent)}
 	case c.LogRateLimit != 0 && c.LogRateLimit < 1024:
 		return &badKey{"log_rate_limit", fmt.Sprintf("is %d, must be 0 or at least 1024 bytes a second", c.LogRateLimit)}
+	case c.WritableLayerLimit != 0 && c.WritableLayerLimit < 16<<20:
+		return &badKey{"writable_layer_limit", fmt.Sprintf("is %d, must be 0 or at least 16777216 bytes: mount points of volumes are made in it", c.WritableLayerLimit)}
+	case c.WritableLayerInodeLimit != 0 && c.WritableLayerInodeLimit < 1024:
+		return &badKey{"writable_layer_inode_limit", fmt.Sprintf("is %d, must be 0 or at least 1024", c.WritableLayerInodeLimit)}
+	case c.FirstProjectID < 2<<20 || c.FirstProjectID > 1<<32-1-1<<20:
+		return &badKey{"first_project_id", fmt.Sprintf("is %d, must be between 2097152 and 4293918719", c.FirstProjectID)}
 	case c.LogVerbosity < 0 || c.LogVerbosity > 10:
 		return &badKey{"log_verbosity", fmt.Sprintf("is %d, must be between 0 and 10", c.LogVerbosity)}
 	case c.LogFormat != logText && c.LogFormat != logJSON:

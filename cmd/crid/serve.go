@@ -145,6 +145,8 @@ func (d *daemon) parts(ctx context.Context) error {
 		return err
 	}
 	d.closers = append(d.closers, func() { _ = d.images.Close() })
+	layers := measured(d.images)
+	klog.FromContext(ctx).Info("Looked at the file system of root", "writableLayersMeasured", layers.Measured, "reason", layers.Reason)
 	d.network, err = cni.New(cni.Options{
 		ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, CacheDir: c.CNI.CacheDir, Timeout: c.CNI.Timeout.Duration,
 	})
@@ -184,7 +186,7 @@ func (d *daemon) parts(ctx context.Context) error {
 		NetworkStatus: d.network.Status, RuntimeStatus: d.link.status,
 		CgroupDriver: driver, Version: version(), Node: &node,
 		Config: verboseConfig{c, c.State, c.Root}, MonitorDump: d.link.dump,
-		Devices: func(ctx context.Context) any { return devices.Status(klog.FromContext(ctx)) },
+		Devices: func(ctx context.Context) any { return devices.Status(klog.FromContext(ctx)) }, WritableLayers: layers,
 	})
 	if err != nil {
 		return err
@@ -284,10 +286,29 @@ func (c Config) cgroupDriver() string {
 
 // openStore opens the image store. The caller holds the lock of root.
 func openStore(c Config) (*image.Store, error) {
-	return image.New(image.Options{
+	store, err := image.New(image.Options{
 		Root:            filepath.Clean(c.Root),
 		RegistryDirs:    c.Registry.ConfigDirs,
 		MaxDownloads:    c.Registry.MaxConcurrentDownloads,
 		ProgressTimeout: c.Registry.ProgressTimeout.Duration,
+		WritableLimit:   image.WritableLimit{Bytes: uint64(c.WritableLayerLimit), Inodes: uint64(c.WritableLayerInodeLimit)},
+		FirstProject:    uint32(c.FirstProjectID),
 	})
+	if errors.Is(err, image.ErrNoLimit) {
+		return nil, fmt.Errorf("writable_layer_limit and writable_layer_inode_limit must be 0, or the file system of root be another: %w", err)
+	}
+	return store, err
+}
+
+// writableLayers is how writable layers are measured, for the log and a verbose Status.
+type writableLayers struct {
+	Measured string `json:"measured"`
+	Reason   string `json:"reason,omitempty"` // why it is not by project quota
+}
+
+func measured(s *image.Store) writableLayers {
+	if err := s.NoQuota(); err != nil {
+		return writableLayers{"by walking them", err.Error()}
+	}
+	return writableLayers{Measured: "by project quota"}
 }
