@@ -30,6 +30,7 @@ func (m *Manager) Create(ctx context.Context, sandboxID string, w config.Contain
 	if err != nil {
 		return "", err
 	}
+	m.expectMoves()
 	for {
 		c, begin, err := m.admitContainer(ctx, s, w)
 		if err != nil {

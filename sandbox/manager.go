@@ -205,7 +205,7 @@ func prepare(ctx context.Context, o Options) (*Manager, error) {
 	orDefault(&o.RecoverTimeout, 5*time.Second)
 	orDefault(&o.EtcDir, "/etc")
 	if o.Kernel == nil {
-		o.Kernel = kernel{}
+		o.Kernel = newKernel()
 	}
 	if o.Figures == nil {
 		o.Figures = newMachine()
