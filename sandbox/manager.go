@@ -133,6 +133,8 @@ type Manager struct {
 	appArmor host.AppArmor
 	filters  spec.Filters
 
+	recent recent // figures
+
 	// sandboxOps and containerOps serialise the operations on one sandbox and on
 	// one container. They are held across calls to plugins and to the monitor.
 	sandboxOps   keylock.Map[config.SandboxID]
@@ -221,6 +223,7 @@ func prepare(ctx context.Context, o Options) (*Manager, error) {
 	}
 	m := &Manager{
 		o:              o,
+		recent:         recent{figures: o.Figures, now: o.Now},
 		bootID:         o.Kernel.BootID(),
 		verify:         os.Getenv("CRID_VERIFY") == "1",
 		sandboxes:      map[config.SandboxID]*sandbox{},

@@ -58,7 +58,8 @@ const statsGroup = 64
 // Kinds are as with Container. One that does not run uses no more than disk space.
 //
 // Like the other calls for figures it asks the kernel and waits for nobody: no lock
-// that is held across I/O, no plugin, no monitor.
+// that is held across I/O, no plugin, no monitor. Figures are at most recentFor old, and
+// have the time at which they were read.
 func (m *Manager) ContainerStats(id string) (ContainerStats, error) {
 	c, err := m.findContainer(id)
 	if err != nil {
@@ -102,12 +103,11 @@ func (m *Manager) containerStats(c *container, parts cgstat.Parts) (ContainerSta
 	if st == nil || st.State != ContainerRunning {
 		return ContainerStats{}, false
 	}
-	u, err := m.o.Figures.Usage(cgroupOf(st.cgroupsPath), parts)
+	u, at, err := m.recent.Usage(cgroupOf(st.cgroupsPath), parts)
 	if err != nil {
 		m.noFigures(err, "container", string(c.id))
 		return ContainerStats{}, false
 	}
-	at := m.o.Now()
 	return ContainerStats{
 		Status: st, At: at, Usage: u,
 		CPUNanocores: c.cpu.sample(at, u.CPUNanoseconds),
@@ -201,9 +201,9 @@ func (m *Manager) sandboxStats(p pod) SandboxStats {
 		return s
 	}
 	if path != "" {
-		u, err := m.o.Figures.Usage(path, cgstat.Tasks)
+		u, at, err := m.recent.Usage(path, cgstat.Tasks)
 		if err == nil {
-			s.At, s.Usage = m.o.Now(), u
+			s.At, s.Usage = at, u
 			s.CPUNanocores = p.sandbox.cpu.sample(s.At, u.CPUNanoseconds)
 			return s
 		}
@@ -245,12 +245,8 @@ func (m *Manager) networks(pods []pod) []*NetworkStats {
 	if len(paths) == 0 {
 		return all
 	}
-	found := m.o.Figures.Interfaces(paths)
-	at := m.o.Now()
-	for i, interfaces := range found {
-		if interfaces != nil {
-			all[of[i]] = networkStats(at, interfaces)
-		}
+	for i, network := range m.recent.Networks(paths) {
+		all[of[i]] = network
 	}
 	return all
 }

@@ -99,6 +99,7 @@ func TestContainerStats(t *testing.T) {
 	}
 	// The cgroup goes before crid hears of the exit.
 	n.Figures.Unset(cgroup)
+	clock.add(time.Second)
 	if got := slices.Collect(n.Manager.AllContainerStats(all)); len(got) > 0 {
 		t.Errorf("AllContainerStats when the cgroup has gone = %+v", got)
 	}
@@ -175,6 +176,55 @@ func TestSandboxStats(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who asks soon after another gets the same figures, with the time at which they were
+// read, unless limits have been changed or more is asked for.
+func TestStatsOfTheSameSecond(t *testing.T) {
+	n, clock := figuresNode(t)
+	pod, err := n.Manager.Run(t.Context(), sandboxtest.Pod("pod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, cgroup := runs(t, n, pod, "/crid", "main", 1)
+	st, err := n.Manager.Sandbox(string(pod))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Figures.SetInterfaces(st.NetNS, sandbox.NetInterface{Name: "eth0", RxBytes: 1})
+	read := clock.now()
+	check := func(what string, use uint64, at time.Time) {
+		t.Helper()
+		one, err := n.Manager.ContainerStats(string(id))
+		if err != nil || one.Usage.MemoryBytes != known(use) || !one.At.Equal(at) {
+			t.Errorf("%s: ContainerStats = %v at %v, %v, want %d at %v", what, one.Usage.MemoryBytes, one.At, err, use, at)
+		}
+		for all := range n.Manager.AllSandboxStats(all[*sandbox.SandboxStatus]) {
+			got, network := all.Containers[0], all.Network
+			if got.Usage.MemoryBytes != known(use) || !got.At.Equal(at) || network.Default.RxBytes != use || !network.At.Equal(at) {
+				t.Errorf("%s: AllSandboxStats has %v at %v and %v at %v, want %d at %v", what,
+					got.Usage.MemoryBytes, got.At, network.Default.RxBytes, network.At, use, at)
+			}
+		}
+	}
+	use := func(amount uint64) {
+		n.Figures.Set(cgroup, uses(amount))
+		n.Figures.SetInterfaces(st.NetNS, sandbox.NetInterface{Name: "eth0", RxBytes: amount})
+	}
+	check("first", 1, read)
+	use(2)
+	clock.add(999 * time.Millisecond)
+	check("in the same second", 1, read)
+	clock.add(time.Millisecond)
+	check("a second later", 2, clock.now())
+	use(3)
+	if err := n.Manager.UpdateContainer(t.Context(), string(id), config.Resources{MemoryLimit: 1 << 30}); err != nil {
+		t.Fatal(err)
+	}
+	check("after an update", 3, clock.now())
+	use(4)
+	clock.add(-time.Hour)
+	check("when the clock was set back", 4, clock.now())
 }
 
 // Sandboxes that are not ready have no figures and are in no list, but are no error.

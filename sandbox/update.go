@@ -126,6 +126,7 @@ func (m *Manager) apply(ctx context.Context, c *container, mon Monitor, wanted, 
 		request.OOMScoreAdj = &score
 	}
 	reply, err := mon.Update(ctx, request)
+	m.recent.forget()
 	if err != nil {
 		return config.Resources{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/cridproject/crid/internal/sys"
@@ -117,6 +118,20 @@ func (r *reader) file(point, name string) []byte {
 	return b
 }
 
+// only is file for a hierarchy of which one file alone is wanted: there is then no folder
+// to open first.
+func (r *reader) only(point, name string) []byte {
+	if point == "" {
+		return nil
+	}
+	b, err := sys.ReadSmall(point+r.path+"/"+name, r.buf)
+	if r.note(err); err != nil {
+		return nil
+	}
+	r.found, r.buf = true, b
+	return b
+}
+
 func (r *reader) note(err error) {
 	if err != nil && !absent(err) && r.err == nil {
 		r.err = err
@@ -136,10 +151,11 @@ func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.EOPNOTSUPP)
 }
 
-// end is the outcome, after which nothing is open. The cgroup itself was there if
-// anything was.
+// end is the outcome, after which nothing is open and r is not used any more. The cgroup
+// itself was there if anything was.
 func (r *reader) end() error {
 	r.close()
+	defer readers.Put(r)
 	switch {
 	case r.err != nil && !r.found:
 		return fmt.Errorf("read figures of cgroup: %w", r.err)
@@ -193,8 +209,13 @@ func (t *Tree) Details(path string) (Details, error) {
 }
 
 func (t *Tree) reader(path string) *reader {
-	return &reader{path: filepath.Clean("/" + path), buf: make([]byte, 0, 4096)}
+	r := readers.Get().(*reader)
+	*r = reader{path: filepath.Clean("/" + path), buf: r.buf}
+	return r
 }
+
+// readers keep their buffers: a node's figures would else make some MiB of garbage.
+var readers = sync.Pool{New: func() any { return &reader{buf: make([]byte, 0, 4096)} }}
 
 // Procs is the processes in the cgroup and those below it. What is absent has none.
 func (t *Tree) Procs(path string) ([]int, error) {

@@ -42,9 +42,9 @@ func (r *reader) memoryStatV1(t *Tree, u *Usage, d *Details, parts Parts) {
 }
 
 func (r *reader) usageV1(t *Tree, u *Usage, parts Parts) {
-	u.CPUNanoseconds = number(r.file(t.cpuacct, "cpuacct.usage"))
+	u.CPUNanoseconds = number(r.only(t.cpuacct, "cpuacct.usage"))
 	if parts&Tasks != 0 {
-		u.Tasks = number(r.file(t.pids, "pids.current"))
+		u.Tasks = number(r.only(t.pids, "pids.current"))
 	}
 	r.pressure(t, u)
 }
