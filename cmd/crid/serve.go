@@ -20,6 +20,7 @@ import (
 	"github.com/cridproject/crid/cri"
 	"github.com/cridproject/crid/cri/stream"
 	"github.com/cridproject/crid/image"
+	"github.com/cridproject/crid/internal/quiet"
 	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/sandbox"
 	"github.com/cridproject/crid/sandbox/spec/cdi"
@@ -47,6 +48,7 @@ type daemon struct {
 	server  *grpc.Server
 	admin   *http.Server
 
+	quiet      quiet.Collector
 	background sync.WaitGroup
 	closers    []func() // in the order of making; called backwards
 }
@@ -193,9 +195,10 @@ func (d *daemon) parts(ctx context.Context) error {
 	}
 	d.server = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(cri.UnaryInterceptor(log)), grpc.StreamInterceptor(cri.StreamInterceptor(log)),
+		grpc.ChainUnaryInterceptor(cri.UnaryInterceptor(log), afterWork(&d.quiet)), grpc.StreamInterceptor(cri.StreamInterceptor(log)),
 	)
 	server.Register(d.server)
+	d.quiet.Worked() // what recovery has left
 	d.admin = newAdminServer(ctx, d.images)
 	return nil
 }

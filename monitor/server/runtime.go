@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/quiet"
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/monitor/server/filter"
 )
@@ -57,8 +58,8 @@ const (
 
 // ociRuntime is libcontainer.
 type ociRuntime struct {
-	root         string // libcontainer's state, a folder for each container
-	left         collector
+	root         string          // libcontainer's state, a folder for each container
+	left         quiet.Collector // also of descriptors, see create
 	noNewKeyring bool
 	limits       limits
 	filters      filter.Cache
@@ -83,8 +84,12 @@ type created struct {
 
 // create makes a container whose first process waits for start. On error
 // nothing of it is left.
+//
+// libcontainer leaves descriptors to Go's collector: a pidfd of each process that it
+// starts, since that is closed by a wait of who started it, and waiting is the
+// reaper's here; a fifo of each container that could not be made.
 func (r *ociRuntime) create(id string, spec *specs.Spec, systemd bool, io launch) (_ *created, err error) {
-	defer r.left.soon()
+	defer r.left.Worked()
 	r.limits.clamp(spec)
 	config, err := convert(&specconv.CreateOpts{
 		CgroupName:       id,
@@ -203,7 +208,7 @@ func lookupError(err error, args []string) string {
 // exec starts one more process in a container, for which the reaper waits. The
 // status pipe says when its program has been executed.
 func (r *ociRuntime) exec(x monitor.ExecRequest, io launch) (pid int, err error) {
-	defer r.left.soon()
+	defer r.left.Worked()
 	id, args := x.ID, x.Args
 	release := r.slot()
 	defer release()
