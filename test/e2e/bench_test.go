@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,12 +23,13 @@ import (
 //	go test ./test/e2e -run '^$' -bench . -crid bin/crid -monitor bin/crid-monitor
 //
 // With -endpoint they run against another runtime, which must have the image
-// and a network, for a comparison on the same machine.
+// and a network, for a comparison on the same machine; -bench-programs then names its
+// processes.
 var (
 	endpointFlag = flag.String("endpoint", "", "benchmark the runtime that serves here (unix:///...) instead of a crid of our own")
 	imageFlag    = flag.String("bench-image", BusyboxRef, "image of the benchmarks' containers, with -endpoint: it must be there")
 	usernsFlag   = flag.Bool("bench-userns", false, "give the benchmarks' pods user namespaces")
-	programsFlag = flag.String("bench-programs", "crid,crid-monitor", "names of the runtime's processes, for their memory")
+	programsFlag = flag.String("bench-programs", "crid,crid-monitor", "names of the runtime's processes, for their memory and processor time")
 )
 
 // benchNode is a node for benchmarks: crid's, or whatever serves at -endpoint.
@@ -119,31 +122,24 @@ func BenchmarkContainer(b *testing.B) {
 	}
 }
 
-func BenchmarkExecSync(b *testing.B) {
-	n := benchNode(b)
-	p := n.benchPod(0, true)
-	pod := n.RunPod(p)
-	id := n.Run(pod, p, n.benchContainer("main", "sleep", "1000"))
-	for b.Loop() {
-		n.Exec(id, "true")
+// ofRuntime are the folders in /proc of the runtime's processes.
+func (n *Node) ofRuntime() (dirs []string) {
+	names := strings.Split(*programsFlag, ",")
+	all, _ := filepath.Glob("/proc/[0-9]*")
+	for _, d := range all {
+		cmdline, _ := os.ReadFile(d + "/cmdline")
+		arg0, _, _ := strings.Cut(string(cmdline), "\x00")
+		if slices.Contains(names, filepath.Base(arg0)) && (*endpointFlag != "" || n.owns(d)) {
+			dirs = append(dirs, d)
+		}
 	}
+	return dirs
 }
 
 // memory is the private and the proportional bytes of the runtime's processes,
 // and how many there are.
 func (n *Node) memory() (private, pss, processes int) {
-	names := strings.Split(*programsFlag, ",")
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, d := range dirs {
-		cmdline, _ := os.ReadFile(d + "/cmdline")
-		arg0, _, _ := strings.Cut(string(cmdline), "\x00")
-		found := false
-		for _, name := range names {
-			found = found || filepath.Base(arg0) == name
-		}
-		if !found || *endpointFlag == "" && !n.owns(d) {
-			continue
-		}
+	for _, d := range n.ofRuntime() {
 		rollup, err := os.ReadFile(d + "/smaps_rollup")
 		if err != nil {
 			continue
@@ -162,6 +158,25 @@ func (n *Node) memory() (private, pss, processes int) {
 		}
 	}
 	return private, pss, processes
+}
+
+// cpuUsed is the processor time of the runtime's processes and of those that they have
+// waited for: programs that the runtime runs, and containers and execs that have
+// ended meanwhile.
+func (n *Node) cpuUsed() (used time.Duration) {
+	for _, d := range n.ofRuntime() {
+		stat, _ := os.ReadFile(d + "/stat")
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		fields := strings.Fields(rest)
+		if len(fields) < 15 {
+			continue // has ended
+		}
+		for _, f := range fields[11:15] { // utime, stime, cutime, cstime
+			ticks, _ := strconv.Atoi(f)
+			used += time.Duration(ticks) * 10 * time.Millisecond
+		}
+	}
+	return used
 }
 
 // owns reports whether the process is of this node.
@@ -215,28 +230,6 @@ func BenchmarkSixtyPods(b *testing.B) {
 		began = time.Now()
 		n.RemoveAll()
 		b.ReportMetric(time.Since(began).Seconds(), "down-s")
-	}
-}
-
-// BenchmarkLog is the throughput of a container's stdout into its log.
-func BenchmarkLog(b *testing.B) {
-	n := benchNode(b)
-	p := n.benchPod(0, true)
-	pod := n.RunPod(p)
-	const mib = 512
-	i := 0
-	for b.Loop() {
-		// Lines of 100 bytes, made once, then poured out.
-		c := n.benchContainer(fmt.Sprintf("log%d", i), "sh", "-c",
-			"yes "+strings.Repeat("x", 99)+" | head -c 8388608 > /tmp/f; for i in $(seq 64); do cat /tmp/f; done")
-		began := time.Now()
-		id := n.Run(pod, p, c)
-		n.WaitExit(id)
-		b.ReportMetric(mib/time.Since(began).Seconds(), "MiB/s")
-		if err := os.Remove(filepath.Join(p.LogDirectory, c.LogPath)); err != nil {
-			b.Error(err)
-		}
-		i++
 	}
 }
 

@@ -120,8 +120,13 @@ func Forward(t testing.TB, c httpstream.Connection, request, port string) (data,
 // ListenInPod listens within a pod's network namespace, until the test ends.
 func (n *Node) ListenInPod(pod, address string) net.Listener {
 	n.T.Helper()
+	return n.listenIn(n.path("netns", "crid-"+pod), address)
+}
+
+func (n *Node) listenIn(netns, address string) net.Listener {
+	n.T.Helper()
 	var l net.Listener
-	err := sys.DoInNetNS(n.path("netns", "crid-"+pod), func() (err error) {
+	err := sys.DoInNetNS(netns, func() (err error) {
 		l, err = net.Listen("tcp", address)
 		return err
 	})
