@@ -2,9 +2,11 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -46,6 +48,10 @@ func (s *sandbox) mayForward() error {
 // then by IPv6, and copies both ways until both have ended. Each way ends by
 // itself: stream.Close ends the one to the client and not the other.
 //
+// A server that does not read for Options.ForwardStall what the client has sent gets
+// a reset, and the client an end: what waits for it would hold up the client's other
+// connections, which come over the same one.
+//
 // An error means that there was no connection. One that breaks later just ends:
 // that is between the client and its server, and clients would take an error for
 // one of all their connections. ctx ends when the client has gone.
@@ -65,7 +71,7 @@ func (m *Manager) PortForward(ctx context.Context, id string, port uint16, strea
 	}
 	defer conn.Close()
 	began := time.Now()
-	up, down := forward(ctx, conn, stream)
+	up, down := forward(ctx, conn, stream, m.o.ForwardStall)
 	log.V(4).Info("Forwarded a connection", "duration", time.Since(began), "sent", up, "received", down)
 	return nil
 }
@@ -100,14 +106,20 @@ func dialPod(ctx context.Context, path string, port uint16) (*net.TCPConn, error
 }
 
 // forward copies both ways and returns the bytes sent to and received from conn.
-func forward(ctx context.Context, conn *net.TCPConn, stream io.ReadWriteCloser) (up, down int64) {
+func forward(ctx context.Context, conn *net.TCPConn, stream io.ReadWriteCloser, stall time.Duration) (up, down int64) {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	var sent, received atomic.Int64
 	ended := make(chan struct{})
 	// Ends with the stream at the latest, which is its giver's to close.
 	go func() {
-		_, _ = copyTo(counted{conn, &sent}, stream)
-		_ = conn.CloseWrite()
+		_, err := copyTo(counted{impatient{conn, stall}, &sent}, stream)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			// A reset and not an end: the server must not take what it has got for all.
+			_ = conn.SetLinger(0)
+			_ = conn.Close()
+		} else {
+			_ = conn.CloseWrite()
+		}
 		close(ended)
 		// What nobody takes any more must not be in the way of other streams.
 		_, _ = io.Copy(io.Discard, stream)
@@ -127,6 +139,25 @@ func forward(ctx context.Context, conn *net.TCPConn, stream io.ReadWriteCloser) 
 				return before, received.Load()
 			}
 			before = sent.Load()
+		}
+	}
+}
+
+// impatient writes to a connection as long as the other side takes anything at all.
+type impatient struct {
+	*net.TCPConn
+	stall time.Duration
+}
+
+func (c impatient) Write(p []byte) (sum int, err error) {
+	for {
+		if err := c.SetWriteDeadline(time.Now().Add(c.stall)); err != nil {
+			return sum, err
+		}
+		n, err := c.TCPConn.Write(p[sum:])
+		sum += n
+		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return sum, err
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/cridproject/crid/internal/errkind"
@@ -287,3 +288,50 @@ func TestPortForward(t *testing.T) {
 		t.Errorf("MayForward to what is stopped = %v, want kind bad state", err)
 	}
 }
+
+// A server that takes nothing ends its own connection, and knows that it has not
+// got all.
+func TestPortForwardToWhoDoesNotRead(t *testing.T) {
+	testutil.LeakCheck(t)
+	n := sandboxtest.New(t)
+	wish := sandboxtest.Pod("slow")
+	wish.Namespaces.Network = config.NamespaceNode
+	pod, err := n.Manager.Run(t.Context(), wish)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	in, client := io.Pipe()
+	stream := pipe{in, io.Discard, make(chan struct{})}
+	sent := make(chan error, 1)
+	go func() {
+		// More than the kernel keeps for a connection. All of it is taken.
+		_, err := io.CopyN(client, endless{}, 64<<20)
+		_ = client.Close()
+		sent <- err
+	}()
+	if err := n.Manager.PortForward(t.Context(), string(pod), uint16(l.Addr().(*net.TCPAddr).Port), stream); err != nil {
+		t.Errorf("PortForward = %v, want its end", err)
+	}
+	<-stream.closed
+	if err := <-sent; err != nil {
+		t.Errorf("the client's stream was in the way: %v", err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the server reads to %v, want a reset", err)
+	}
+}
+
+// endless is zeros.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }

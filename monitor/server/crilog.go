@@ -137,7 +137,8 @@ func record(out, head []byte, tag byte, a, b []byte, flush func([]byte)) (o, res
 // criLog is the log file of one container. Both streams write to it.
 //
 // A log that cannot be written does not stop the container: what cannot be
-// written is dropped and counted, and the next batch is tried again.
+// written is dropped and counted, and the next batch is tried again. The first that
+// can be written comes after a record that says how much is missing.
 type criLog struct {
 	path    string // "" means that there is no log
 	dropped *atomic.Uint64
@@ -148,6 +149,8 @@ type criLog struct {
 	closed  bool       // +checklocks:mu
 	failing bool       // +checklocks:mu; the last write or open failed, which has been said
 	torn    bool       // +checklocks:mu; the file ends within a record
+	missing int        // +checklocks:mu; bytes that were lost and that the log does not tell of yet
+	cause   error      // +checklocks:mu; of the last of them
 }
 
 // openLog opens the log for appending and makes the folders above it. It says
@@ -202,13 +205,10 @@ func (l *criLog) write(ctx context.Context, records []byte) {
 		}
 		l.f = f
 	}
-	if l.torn {
-		// Ends the record that was cut, so that readers find the next one.
-		if _, err := l.f.Write([]byte{'\n'}); err != nil {
-			l.dropped.Add(uint64(len(records)))
-			return
-		}
-		l.torn = false
+	if !l.confess(ctx, records) {
+		l.dropped.Add(uint64(len(records)))
+		l.missing += len(records)
+		return
 	}
 	n, err := l.f.Write(records)
 	if err == nil {
@@ -219,9 +219,46 @@ func (l *criLog) write(ctx context.Context, records []byte) {
 	l.lost(ctx, len(records)-n, err)
 }
 
+// confess writes what has to precede next: the end of a record that was cut, so that
+// readers find the next one, and how much is missing. False means that there is no
+// room for it. Preconditions: mu is held, the file is open.
+func (l *criLog) confess(ctx context.Context, next []byte) bool {
+	var text []byte
+	if l.torn {
+		text = append(text, '\n')
+	}
+	if l.missing > 0 {
+		text = append(text, next[:prefixLen(next)]...)
+		text = fmt.Appendf(text, "F [crid: lost %d bytes of this log: %v]\n", l.missing, l.cause)
+	}
+	if len(text) == 0 {
+		return true
+	}
+	n, err := l.f.Write(text)
+	if err != nil {
+		l.torn = l.torn && n == 0 || n > 0 && text[n-1] != '\n'
+		return false
+	}
+	if l.missing > 0 {
+		klog.FromContext(ctx).Info("Could write a container's log again", "path", l.path, "lost", l.missing)
+	}
+	l.torn, l.missing, l.cause = false, 0, nil
+	return true
+}
+
+// prefixLen is the length of what a record has before its tag.
+func prefixLen(record []byte) int {
+	first := bytes.IndexByte(record, ' ') + 1
+	return first + bytes.IndexByte(record[first:], ' ') + 1
+}
+
 // lost counts what could not be written, and says so once. Preconditions: mu is held.
 func (l *criLog) lost(ctx context.Context, n int, err error) {
 	l.dropped.Add(uint64(n))
+	l.missing, l.cause = l.missing+n, err
+	if path := (*os.PathError)(nil); errors.As(err, &path) {
+		l.cause = path.Err // the node's paths are not for who reads the log
+	}
 	if !l.failing {
 		l.failing = true
 		klog.FromContext(ctx).Error(err, "Lost log of a container, will try again with what it writes next", "path", l.path)

@@ -171,10 +171,10 @@ func TestLogDiskFull(t *testing.T) {
 		t.Fatalf("openLog = %v, %v, want not made", made, err)
 	}
 	defer l.close()
-	l.write(t.Context(), []byte("lost\n"))
-	l.write(t.Context(), []byte("lost\n"))
-	if n := dropped.Load(); n != 10 {
-		t.Errorf("dropped %d bytes, want 10", n)
+	l.write(t.Context(), []byte("t stdout F lost\n"))
+	l.write(t.Context(), []byte("t stdout F lost\n"))
+	if n := dropped.Load(); n != 32 {
+		t.Errorf("dropped %d bytes, want 32", n)
 	}
 	// A record was cut short: what comes next begins on a line of its own.
 	path := filepath.Join(t.TempDir(), "log")
@@ -189,9 +189,10 @@ func TestLogDiskFull(t *testing.T) {
 		t.Error("a reopened log is still torn")
 	}
 	l.torn = true
-	l.write(t.Context(), []byte("next\n"))
-	if b, _ := os.ReadFile(path); string(b) != "cut\nnext\n" {
-		t.Errorf("log after a cut record = %q, want it ended", b)
+	l.write(t.Context(), []byte("t stderr F next\n"))
+	const want = "cut\nt stderr F [crid: lost 32 bytes of this log: no space left on device]\nt stderr F next\n"
+	if b, _ := os.ReadFile(path); string(b) != want {
+		t.Errorf("log after a cut record = %q, want %q", b, want)
 	}
 }
 

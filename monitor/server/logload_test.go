@@ -140,8 +140,11 @@ func TestLogOnFullDisk(t *testing.T) {
 	}
 	fmt.Fprintln(w, "again")
 	s.drain(ctx)
-	if b, _ := os.ReadFile(path); !strings.HasSuffix(string(b), " stdout F again\n") || bytes.Count(b, []byte{'\n'}) != 1 {
-		t.Errorf("log with room again = %q", b)
+	fmt.Fprintln(w, "and again")
+	s.drain(ctx)
+	b, err = os.ReadFile(path)
+	if want := fmt.Sprintf("stdout F [crid: lost %d bytes of this log: no space left on device]\nstdout F again\nstdout F and again\n", dropped.Load()); err != nil || texts(string(b)) != want {
+		t.Errorf("log with room again = %q, %v, want %q", texts(string(b)), err, want)
 	}
 	said := logger.GetSink().(ktesting.Underlier).GetBuffer().String()
 	if n := strings.Count(said, "Lost log of a container"); n != 1 {

@@ -126,7 +126,9 @@ func (n *Node) TryStart() (*sandbox.Manager, error) {
 		Host:        spec.Host{NodeHostname: "node", BoundingCaps: []string{"CAP_CHOWN"}},
 		KillTimeout: 5 * time.Second,
 		ExecDrain:   50 * time.Millisecond,
-		Step:        func(name string) error { return n.step(l, name) },
+
+		ForwardStall: 50 * time.Millisecond,
+		Step:         func(name string) error { return n.step(l, name) },
 		ConnectMonitor: func(_ context.Context, onExit func(monitor.Exit)) (sandbox.Monitor, error) {
 			if l.dead() {
 				return nil, errCrashed
