@@ -28,8 +28,10 @@ import (
 var (
 	endpointFlag = flag.String("endpoint", "", "benchmark the runtime that serves here (unix:///...) instead of a crid of our own")
 	imageFlag    = flag.String("bench-image", BusyboxRef, "image of the benchmarks' containers, with -endpoint: it must be there")
-	usernsFlag   = flag.Bool("bench-userns", false, "give the benchmarks' pods user namespaces")
-	programsFlag = flag.String("bench-programs", "crid,crid-monitor", "names of the runtime's processes, for their memory and processor time")
+	// Not with every runtime: containerd has versions 5 and the tunnel since 2.0.
+	webSocketFlag = flag.Bool("bench-websocket", false, "with -endpoint, measure WebSocket beside SPDY")
+	usernsFlag    = flag.Bool("bench-userns", false, "give the benchmarks' pods user namespaces")
+	programsFlag  = flag.String("bench-programs", "crid,crid-monitor", "names of the runtime's processes, for their memory and processor time")
 )
 
 // benchNode is a node for benchmarks: crid's, or whatever serves at -endpoint.

@@ -39,7 +39,7 @@ func TestExecSyncTimeoutKillsChildren(t *testing.T) {
 	p := n.PodConfig("timeout")
 	pod := n.RunPod(p)
 	id := n.Run(pod, p, n.ContainerConfig("main", "sleep", "1000"))
-	_, err := n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 777 & sleep 778"}, Timeout: 1})
+	_, err := n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 777 & setsid sh -c 'sleep 776 & sleep 779' & sleep 778"}, Timeout: 1})
 	wantCode(t, "ExecSync over its time", err, codes.DeadlineExceeded)
 	n.Eventually("the exec's processes are gone", func() bool { return !strings.Contains(n.Exec(id, "ps"), "sleep 77") })
 }
@@ -70,6 +70,14 @@ func TestExecSyncOutputIsCapped(t *testing.T) {
 	}
 	if len(r.Stdout) > most || len(r.Stdout) < most-1<<20 || r.ExitCode != 0 {
 		t.Errorf("stdout has %d bytes, exit code %d; want about %d, 0", len(r.Stdout), r.ExitCode, most)
+	}
+	// Both at once share the message.
+	r, err = n.Runtime.ExecSync(n.Ctx(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "head -c 20000000 /dev/zero & head -c 20000000 /dev/zero >&2; wait; exit 3"}}, maxMessage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sum := len(r.Stdout) + len(r.Stderr); sum > most || sum < most-1<<20 || len(r.Stdout) < most/4 || len(r.Stderr) < most/4 || r.ExitCode != 3 {
+		t.Errorf("stdout has %d bytes, stderr %d, exit code %d; want about %d in all, 3", len(r.Stdout), len(r.Stderr), r.ExitCode, most)
 	}
 }
 

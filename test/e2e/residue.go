@@ -198,7 +198,10 @@ func (n *Node) Figures() Figures {
 
 type statusInfo struct {
 	Goroutines int
-	Monitor    struct{ PID, Goroutines int }
+	Monitor    struct {
+		PID, Goroutines int
+		LogDropped      uint64
+	}
 }
 
 func (n *Node) statusInfo() statusInfo {
