@@ -20,10 +20,14 @@ func (s *Store) fetchManifest(ctx context.Context, src *remote, tagOrDigest stri
 	if err != nil {
 		return desc, nil, err
 	}
-	asked := desc
-	if isVague(desc.MediaType) {
-		asked.MediaType = ocispec.MediaTypeImageManifest // or it would be looked for among the blobs
-	}
-	data, err := s.fetchSmall(ctx, src, asked, maxManifest)
+	data, err := s.fetchSmall(ctx, src, asManifest(desc), maxManifest)
 	return desc, data, err
+}
+
+// asManifest gives desc a type that is looked for among the manifests.
+func asManifest(desc ocispec.Descriptor) ocispec.Descriptor {
+	if !isManifest(desc.MediaType) {
+		desc.MediaType = ocispec.MediaTypeImageManifest
+	}
+	return desc
 }

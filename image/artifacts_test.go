@@ -38,7 +38,7 @@ func testArtifacts(t *testing.T, srv *server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	src, err := connect(t.Context(), ref, credentials{}, nil, s.progressTimeout)
+	src, err := connect(t.Context(), ref, credentials{}, nil, s.progressTimeout, s.retryPause)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func testArtifacts(t *testing.T, srv *server) {
 		}
 	}
 	_, _, err = s.fetchManifest(t.Context(), src, "absent")
-	wantError(t, err, errkind.NotFound, "app:absent")
+	wantError(t, err, errkind.NotFound, "(absent): not found")
 
 	about := digest.Digest(subject.Digest.String())
 	for artifactType, n := range map[string]int{"": 1, "application/vnd.example.signature": 1, "application/vnd.example.other": 0} {

@@ -3,7 +3,11 @@ package image
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
+	"fmt"
 	"net/url"
+	"path"
+	"regexp"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -32,10 +36,41 @@ func (a Auth) GoString() string { return a.String() }
 type credentials struct {
 	user, secret string // user "" and a secret: an identity token
 	token        string // registry token
+	// unused is the registry that the given ones are for, when that is another.
+	unused string
 }
 
-// For keeps credentials from being printed by accident.
+// String keeps credentials from being printed by accident.
 func (credentials) String() string { return "[credentials]" }
+
+// GoString is String, for %#v.
+func (c credentials) GoString() string { return c.String() }
+
+var harmlessUser = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._@+-]{0,30}$`)
+
+// at says as whom a host is asked, without secrets.
+func (c credentials) at(e *endpoint) string {
+	switch {
+	case !e.own:
+	case c.token != "":
+		return "with a registry token"
+	case c.user != "" && harmlessUser.MatchString(c.user):
+		return "as user " + c.user
+	case c.user != "":
+		return "as the user given" // some put a token there
+	case c.secret != "":
+		return "with an identity token"
+	}
+	return "anonymously"
+}
+
+// hint says why credentials that a client gave have not been used.
+func (c credentials) hint() string {
+	if c.unused == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (those given are for %s)", c.unused)
+}
 
 // credentialsFor picks what a has for the registry host. Credentials that are for
 // another registry are not used.
@@ -44,7 +79,7 @@ func credentialsFor(a *Auth, host string) (credentials, error) {
 		return credentials{}, nil
 	}
 	if a.ServerAddress != "" && !sameRegistry(a.ServerAddress, host) {
-		return credentials{}, nil
+		return credentials{unused: shorten(withoutSecrets(errors.New(a.ServerAddress)))}, nil
 	}
 	switch {
 	case a.RegistryToken != "":
@@ -78,22 +113,38 @@ func (c credentials) key() digest.Digest {
 	return digest.NewDigest(digest.SHA256, h)
 }
 
-// sameRegistry reports whether an address as in a Docker configuration file, with
-// or without scheme and path, is that of the registry host.
+// sameRegistry reports whether an address as Docker's configuration files have it
+// (with or without scheme, port and path, or with "*" for a label) is that of the
+// registry host.
 func sameRegistry(address, host string) bool {
 	if !strings.Contains(address, "://") {
 		address = "https://" + address
 	}
 	u, err := url.Parse(address)
-	if err != nil {
+	if err != nil || u.Host == "" {
 		return false
 	}
-	return strings.EqualFold(hubName(u.Host), hubName(host))
+	if hubName(u.Host) == hubName(host) {
+		return true
+	}
+	pattern := strings.Split(hubName(u.Host), ".")
+	labels := strings.Split(hubName(host), ".")
+	if len(pattern) != len(labels) {
+		return false
+	}
+	for i := range labels {
+		if ok, err := path.Match(pattern[i], labels[i]); err != nil || !ok {
+			return false
+		}
+	}
+	return true
 }
 
-// hubName folds Docker Hub's names into one.
+// hubName is a registry's host in lower case and without a port that is understood,
+// and Docker Hub's names folded into one.
 func hubName(host string) string {
-	switch strings.ToLower(host) {
+	host = strings.TrimSuffix(strings.ToLower(host), ":443")
+	switch host {
 	case "index.docker.io", "registry-1.docker.io":
 		return "docker.io"
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	ggcrname "github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -30,7 +32,8 @@ import (
 // server is a registry in the process that can be told to misbehave.
 type server struct {
 	*httptest.Server
-	host string
+	host    string
+	content http.Handler // the registry, which never misbehaves
 
 	mu       sync.Mutex
 	requests []*http.Request
@@ -40,9 +43,9 @@ type server struct {
 
 func newServer(tb testing.TB, options ...registry.Option) *server {
 	tb.Helper()
-	s := &server{}
 	options = append(options, registry.Logger(log.New(io.Discard, "", 0)))
-	s.Server = httptest.NewServer(s.wrap(registry.New(options...)))
+	s := &server{content: registry.New(options...)}
+	s.Server = httptest.NewServer(s.wrap(s.content))
 	tb.Cleanup(s.Close)
 	s.host = strings.TrimPrefix(s.URL, "http://")
 	return s
@@ -75,7 +78,7 @@ func (s *server) seen(method, part string) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range s.requests {
-		if r.Method == method && strings.Contains(r.URL.Path, part) {
+		if (method == "" || r.Method == method) && strings.Contains(r.URL.Path, part) {
 			n++
 		}
 	}
@@ -92,6 +95,34 @@ func (s *server) push(tb testing.TB, repo string, img v1.Image) string {
 		tb.Fatal(err)
 	}
 	return ref.Name()
+}
+
+// randomText is letters that do not compress well, the same each time.
+func randomText(n int) string {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte('!' + rnd.IntN(90))
+	}
+	return string(b)
+}
+
+// firstLayer is the digest and the compressed size of an image's first layer.
+func firstLayer(tb testing.TB, img v1.Image) (digest string, size int) {
+	tb.Helper()
+	layers, err := img.Layers()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	d, err := layers[0].Digest()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	n, err := layers[0].Size()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return d.String(), int(n)
 }
 
 func gzipped(tb testing.TB, data []byte) []byte {
@@ -179,6 +210,7 @@ func newStore(tb testing.TB, change ...func(*Options)) *Store {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	s.retryPause = time.Millisecond
 	tb.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			tb.Error(err)

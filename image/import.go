@@ -332,8 +332,8 @@ func (a *archive) open(_ context.Context, desc ocispec.Descriptor, offset int64)
 	return f, nil
 }
 
-// transient is source's: a file does not change by reading it again.
-func (a *archive) transient(error) bool { return false }
+// again is source's: a file does not change by reading it again.
+func (a *archive) again(_ context.Context, err error, _ int) error { return err }
 
 // explain is source's.
 func (a *archive) explain(ctx context.Context, what string, err error) error {

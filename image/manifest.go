@@ -55,12 +55,7 @@ func (s *Store) fetchParts(ctx context.Context, src source, desc ocispec.Descrip
 		if err := refuseType(desc.MediaType); err != nil {
 			return nil, err
 		}
-		asked := desc
-		if isVague(desc.MediaType) {
-			// The client would look for it among the blobs.
-			asked.MediaType = ocispec.MediaTypeImageManifest
-		}
-		data, err := s.fetchSmall(ctx, src, asked, maxManifest)
+		data, err := s.fetchSmall(ctx, src, asManifest(desc), maxManifest)
 		if err != nil {
 			return nil, err
 		}

@@ -41,7 +41,7 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
 	if err := ctx.Err(); err != nil {
 		return "", fmt.Errorf("pull %s: %w", ref, context.Cause(ctx))
 	}
-	src, err := connect(ctx, ref, c, s.registryDirs, s.progressTimeout)
+	src, err := connect(ctx, ref, c, s.registryDirs, s.progressTimeout, s.retryPause)
 	if err != nil {
 		return "", err
 	}
@@ -253,8 +253,8 @@ func (s *Store) download(ctx context.Context, src source, b blob) error {
 	// its reads, and its error says why.
 	reading, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	d := s.newDownload(reading, cancel, src, b.descriptor())
-	defer d.close()
+	d := s.openLayer(reading, src, b.descriptor())
+	defer d.Close()
 	m, err := s.unpackLayer(ctx, d, func() { cancel(nil) }, b, dir)
 	if err != nil {
 		return err

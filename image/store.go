@@ -33,6 +33,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/internal/errkind"
@@ -60,9 +61,14 @@ type Store struct {
 	registryDirs    []string
 	maxDownloads    int
 	progressTimeout time.Duration
-	platform        platforms.MatchComparer
-	platformName    string
-	limits          Limits
+	retryPause      time.Duration // before a registry is asked for something once more
+
+	ranges  *semaphore.Weighted // parts of layers fetched ahead, see rangeReader
+	buffers sync.Pool           // *[]byte, for these
+
+	platform     platforms.MatchComparer
+	platformName string
+	limits       Limits
 
 	lock      *os.File
 	recovered bool // the store is open; immutable from then on
@@ -109,7 +115,7 @@ func New(o Options) (*Store, error) {
 	}
 	s := &Store{
 		root: o.Root, registryDirs: o.RegistryDirs, limits: o.Limits,
-		maxDownloads: o.MaxDownloads, progressTimeout: o.ProgressTimeout,
+		maxDownloads: o.MaxDownloads, progressTimeout: o.ProgressTimeout, retryPause: firstPause,
 		images: make(map[ID]*record), layers: make(map[digest.Digest]*layer),
 		rootfs: make(map[string]*rootfsRecord), flights: make(map[flightKey]*flight),
 	}
@@ -119,6 +125,7 @@ func New(o Options) (*Store, error) {
 	if s.maxDownloads <= 0 {
 		s.maxDownloads = 6
 	}
+	s.ranges = semaphore.NewWeighted(int64(s.maxDownloads))
 	if s.progressTimeout == 0 {
 		s.progressTimeout = 5 * time.Minute
 	}

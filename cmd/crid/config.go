@@ -73,7 +73,7 @@ type CNIConfig struct {
 type RegistryConfig struct {
 	ConfigDirs []string `toml:"config_dirs" comment:"Folders of <registry>/hosts.toml files (mirrors, certificates), in containerd's\nformat. The first folder that has one for a registry is used."`
 
-	MaxConcurrentDownloads int `toml:"max_concurrent_downloads" comment:"Layers of one pull that are fetched at the same time. 1 to 64."`
+	MaxConcurrentDownloads int `toml:"max_concurrent_downloads" comment:"Layers of one pull that are fetched at the same time, and parts of large layers, of\n4 MiB each, that all pulls together fetch ahead over further connections. 1 to 64; 1\nfetches everything over one connection."`
 
 	ProgressTimeout duration `toml:"progress_timeout" comment:"A pull that gets no byte for so long is given up."`
 }

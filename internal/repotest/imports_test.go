@@ -76,7 +76,8 @@ var rules = map[string]rule{
 		other: []string{
 			"github.com/opencontainers/image-spec", "github.com/opencontainers/go-digest", "github.com/distribution/reference",
 			"github.com/containerd", "github.com/klauspost/compress", "github.com/pelletier/go-toml/v2", "golang.org/x/sync", klog,
-			"github.com/sirupsen/logrus", // containerd's log, turned into ours
+			"golang.org/x/net/http/httpproxy", // the standard library's reads the environment only once
+			"github.com/sirupsen/logrus",      // containerd's log, listened to
 		},
 	},
 	// Files below a folder that cannot be left, by *at calls; nothing else of image
