@@ -22,6 +22,7 @@ type endpoint struct {
 	header             http.Header // sent with each request, from hosts.toml; may hold secrets
 	client             *http.Client
 	transports         []*http.Transport
+	proxy              func(*url.URL) (*url.URL, error)
 
 	canPull, canResolve, canRefer bool
 	own                           bool // it is the registry itself: it may get the credentials

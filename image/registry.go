@@ -86,7 +86,7 @@ func readHosts(ctx context.Context, dir, host string) ([]*endpoint, error) {
 	var hosts []*endpoint
 	for _, h := range found {
 		e := &endpoint{
-			scheme: h.Scheme, host: h.Host, path: h.Path, header: h.Header, client: h.Client, transports: transports,
+			scheme: h.Scheme, host: h.Host, path: h.Path, header: h.Header, client: h.Client, transports: transports, proxy: proxy,
 			canPull: h.Capabilities.Has(docker.HostCapabilityPull), canResolve: h.Capabilities.Has(docker.HostCapabilityResolve),
 			canRefer: h.Capabilities.Has(docker.HostCapabilityReferrers),
 			// A mirror is another host: it gets the credentials only when it is the

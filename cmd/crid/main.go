@@ -33,6 +33,8 @@ commands:
   image list                            list images
   image pull NAME                       pull an image
   image remove NAME|ID                  remove an image, with all its names
+  registry explain NAME                 say who is asked for an image, how, and whether they answer;
+                                        --json, --offline (ask nobody)
   pods                                  list pod sandboxes
   check                                 compare records, monitor, cgroups, mounts and namespaces
 
@@ -137,6 +139,8 @@ func (p program) find(args []string) (action, error) {
 		return p.configCommand(rest)
 	case "image":
 		return p.imageCommand(rest)
+	case "registry":
+		return p.registryCommand(rest)
 	case "pods":
 		return configured(p.pods), noArguments(name, rest)
 	case "check":

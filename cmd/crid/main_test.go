@@ -2,9 +2,12 @@ package main
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -15,14 +18,15 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs testdata/*.txtar. Beside testscript's own commands there are
-// "exits CODE PROGRAM ARGS...", which checks the exit code, and "config FILE",
-// which writes a configuration with all folders below $WORK.
+// "exits CODE PROGRAM ARGS...", which checks the exit code, "config FILE", which
+// writes a configuration with all folders below $WORK, and "registry NAME FILE", which
+// starts a server that wants to be asked for a token, and writes its URL for $NAME in FILE.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "config": writeConfig},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "config": writeConfig, "registry": startRegistry},
 	})
 }
 
@@ -50,8 +54,22 @@ func writeConfig(ts *testscript.TestScript, _ bool, args []string) {
 	for _, p := range []*string{&c.Root, &c.State, &c.Socket, &c.NetNSDir, &c.CNI.ConfDir} {
 		*p = ts.MkAbs("." + *p)
 	}
+	c.Registry.ConfigDirs = []string{ts.MkAbs("certs")}
 	c.CgroupParent, c.CgroupDriver = "/crid-cli-test", driverCgroupfs
 	text, err := c.documented()
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), text, 0o600))
+}
+
+func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: registry NAME FILE")
+	}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="https://auth.example/token",service="s"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	ts.Defer(srv.Close)
+	text := strings.ReplaceAll(ts.ReadFile(args[1]), "$"+args[0], srv.URL)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text), 0o600))
 }
