@@ -71,7 +71,7 @@ func readHosts(ctx context.Context, dir, host string) ([]*endpoint, error) {
 		HostDir: func(string) (string, error) { return dir, nil },
 		UpdateClient: func(c *http.Client) error {
 			if t, ok := c.Transport.(*http.Transport); ok {
-				t.ResponseHeaderTimeout = 0 // measured by request.go, for all of an answer's beginning
+				t.ResponseHeaderTimeout = 0 // measured by endpoint.send, for all of an answer's beginning
 				t.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
 				t.MaxConnsPerHost, t.MaxIdleConnsPerHost, t.MaxIdleConns = maxConnsPerIP, maxConnsPerIP, 0
 				t.DisableCompression = true // digests are of the bytes as they are stored
