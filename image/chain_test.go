@@ -20,11 +20,7 @@ func TestExplain(t *testing.T) {
 		}
 		return false
 	})
-	silent := newServer(t)
-	silent.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
-		<-r.Context().Done()
-		return true
-	})
+	plain := newServer(t)
 	t.Setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:1")
 	text := fmt.Sprintf(`
 server = "http://registry.example"
@@ -37,12 +33,12 @@ capabilities = ["pull"]
 header = {x-api-key = "secret"}
 [host.%q]
 dial_timeout = "30s"
-`, mirror.URL+"/cache", silent.URL)
+`, mirror.URL+"/cache", plain.URL)
 	root := certsDir(t, "registry.example", text)
 	for name, data := range map[string][]byte{"ca.pem": ca, "cert.pem": certPEM, "key.pem": keyPEM} {
 		writeFile(t, filepath.Join(root, "registry.example", name), data)
 	}
-	c, err := Explain(t.Context(), "registry.example/app", []string{"/absent", root}, 100*time.Millisecond)
+	c, err := Explain(t.Context(), "registry.example/app", []string{"/absent", root}, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +54,7 @@ dial_timeout = "30s"
 				Repository: mirror.URL + "/cache/app", Capabilities: []string{"pull"}, CA: []string{"ca.pem"}, ClientCert: []string{"cert.pem", "key.pem"},
 				Headers: []string{"x-api-key"}, Answer: "404 Not Found",
 			},
-			{Repository: silent.URL + "/v2/app", Capabilities: all, PlainHTTP: true, DialTimeout: "30s", Answer: "no answer within 100ms"},
+			{Repository: plain.URL + "/v2/app", Capabilities: all, PlainHTTP: true, DialTimeout: "30s", Answer: "200 OK", Answered: true},
 			{
 				Repository: "http://registry.example/v2/app", Registry: true, Capabilities: all, PlainHTTP: true,
 				Proxy: "http://user:xxxxx@127.0.0.1:1", Answer: "proxyconnect tcp: dial tcp 127.0.0.1:1: connect: connection refused",
@@ -72,6 +68,19 @@ dial_timeout = "30s"
 	}
 	if got, _ := json.Marshal(c); strings.Contains(string(got), "secret") {
 		t.Errorf("Explain = %s, which tells a secret", got)
+	}
+}
+
+func TestExplainASilentHost(t *testing.T) {
+	silent := newServer(t)
+	silent.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
+		<-r.Context().Done()
+		return true
+	})
+	root := certsDir(t, "registry.example", fmt.Sprintf("server = %q", silent.URL))
+	c, err := Explain(t.Context(), "registry.example/app", []string{root}, 50*time.Millisecond)
+	if err != nil || len(c.Hosts) != 1 || c.Hosts[0].Answered || c.Hosts[0].Answer != "no answer within 50ms" {
+		t.Errorf("Explain = %+v, %v", c, err)
 	}
 }
 
