@@ -283,9 +283,9 @@ func TestProgressTimeout(t *testing.T) {
 		}
 		return false
 	})
-	s := newStore(t, func(o *Options) { o.ProgressTimeout = 50 * time.Millisecond })
+	s := newStore(t, func(o *Options) { o.ProgressTimeout = 500 * time.Millisecond })
 	_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
-	wantError(t, err, errkind.Unavailable, "no byte has come for 50ms")
+	wantError(t, err, errkind.Unavailable, "no byte has come for 500ms")
 	wantEmpty(t, s)
 }
 

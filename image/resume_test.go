@@ -203,7 +203,7 @@ func TestStallAtAMirror(t *testing.T) {
 		return true
 	})
 	root := certsDir(t, "registry.example", fmt.Sprintf("server = %q\n[host.%q]\n", srv.URL, mirror.URL))
-	s := newStore(t, withCerts(root), func(o *Options) { o.ProgressTimeout = 100 * time.Millisecond })
+	s := newStore(t, withCerts(root), func(o *Options) { o.ProgressTimeout = time.Second })
 	pull(t, s, "registry.example/app:v1")
 }
 
