@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -250,7 +251,10 @@ func TestVerbose(t *testing.T) {
 	node := &fakeNode{
 		sandboxes:  []sandbox.SandboxStatus{{ID: "s1", HolderPID: 11, NetNS: "/run/netns/crid-s1"}},
 		containers: []sandbox.ContainerStatus{{ID: "c1", Sandbox: "s1", PID: 12, ImageID: "sha256:1"}},
-		images:     []image.Image{{ID: "sha256:1", RepoTags: []string{"a:1"}, ChainID: "sha256:9", ConfigJSON: []byte(`{"os":"linux"}`)}},
+		images: []image.Image{{
+			ID: "sha256:1", RepoTags: []string{"a:1"}, ChainID: "sha256:9", ConfigJSON: []byte(`{"os":"linux"}`),
+			Layers: []digest.Digest{"sha256:a", "sha256:b"}, LayerSizes: []uint64{7, 0}, Pulled: time.Unix(1_600_000_000, 0).UTC(),
+		}},
 	}
 	s := newTestServer(t, node)
 	ctx := t.Context()
@@ -265,7 +269,8 @@ func TestVerbose(t *testing.T) {
 		t.Errorf("ContainerStatus = %v, want the image's tag in it", c)
 	}
 	i, err := s.images.ImageStatus(ctx, &v1.ImageStatusRequest{Image: &v1.ImageSpec{Image: "a:1"}, Verbose: true})
-	wantInfo(t, "ImageStatus", i.GetInfo(), err, `"chainID":"sha256:9"`, `"imageSpec":{"os":"linux"}`)
+	wantInfo(t, "ImageStatus", i.GetInfo(), err, `"chainID":"sha256:9"`, `"imageSpec":{"os":"linux"}`,
+		`"layers":[{"diffID":"sha256:a","size":7},{"diffID":"sha256:b","size":0}]`, `"pulledAt":"2020-09-13T12:26:40Z"`)
 	if sb, err := s.PodSandboxStatus(ctx, &v1.PodSandboxStatusRequest{PodSandboxId: "s1"}); err != nil || len(sb.Info) != 0 {
 		t.Errorf("PodSandboxStatus = %v, %v, want no info", sb, err)
 	}

@@ -40,9 +40,19 @@ func containerInfo(st *sandbox.ContainerStatus, spec json.RawMessage) map[string
 
 // imageInfo shows the image's configuration as it was published.
 func imageInfo(img *image.Image) map[string]string {
+	type layer struct {
+		DiffID string `json:"diffID"`
+		Size   uint64 `json:"size"` // bytes of its files
+	}
+	layers := make([]layer, len(img.Layers))
+	for n, d := range img.Layers {
+		layers[n] = layer{string(d), img.LayerSizes[n]}
+	}
 	return map[string]string{"info": toJSON(map[string]any{
 		"chainID":   img.ChainID,
 		"imageSpec": json.RawMessage(img.ConfigJSON),
+		"layers":    layers,
+		"pulledAt":  img.Pulled,
 	})}
 }
 

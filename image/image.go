@@ -37,10 +37,11 @@ type Image struct {
 	Config      Config
 	UID         *int64 // the user it wants to run as, when that is a number or root
 	Username    string // the user otherwise
-	Pinned      bool   // not to be removed by kubelet; not set yet
+	Pinned      bool   // not to be removed by kubelet: one of Options.Pinned
 	Pulled      time.Time
 
 	Layers     []digest.Digest // diff IDs, lowest first
+	LayerSizes []uint64        // bytes of each layer's files
 	ChainID    digest.Digest   // of all layers
 	ConfigJSON []byte          // the configuration as it came
 }
@@ -80,7 +81,7 @@ func parseConfig(data []byte) (ocispec.Image, error) {
 
 // newImage is what the store publishes of a record. The record's configuration was
 // checked when it was made or read.
-func newImage(r *record, layers map[digest.Digest]*layer) *Image {
+func newImage(r *record, layers map[digest.Digest]*layer, pinned []Pattern) *Image {
 	c, err := parseConfig(r.Config)
 	if err != nil {
 		panic("image: the checked configuration of " + string(r.ID) + " cannot be read: " + err.Error())
@@ -96,6 +97,7 @@ func newImage(r *record, layers map[digest.Digest]*layer) *Image {
 	}
 	for _, d := range r.layers {
 		i.Size += layers[d].meta.Bytes
+		i.LayerSizes = append(i.LayerSizes, layers[d].meta.Bytes)
 	}
 	i.UID, i.Username = imageUser(c.Config.User)
 	for _, n := range r.Names {
@@ -107,18 +109,42 @@ func newImage(r *record, layers map[digest.Digest]*layer) *Image {
 	}
 	slices.Sort(i.RepoTags)
 	slices.Sort(i.RepoDigests)
+	i.Pinned = slices.ContainsFunc(pinned, func(p Pattern) bool { return p.Matches(i) })
 	return i
 }
 
+// RepoDigest is the image's name with the digest that a registry knows it by: of the
+// repository of the first of refs that it has one of, else of any, else "". refs are
+// names as users write them; what is none is passed over.
+func (i *Image) RepoDigest(refs ...string) string {
+	for _, s := range refs {
+		ref, err := ParseReference(s)
+		if err != nil {
+			continue
+		}
+		for _, d := range i.RepoDigests {
+			if d == ref.String() || ref.Digest == "" && strings.HasPrefix(d, ref.Name()+"@") {
+				return d
+			}
+		}
+	}
+	if len(i.RepoDigests) > 0 {
+		return i.RepoDigests[0]
+	}
+	return ""
+}
+
 // imageUser is the user as CRI wants it: a number or a name, and 0 for nothing,
-// so that kubelet can judge runAsNonRoot.
+// so that kubelet can judge runAsNonRoot. What cannot be a number of a user is a
+// name, which kubelet does not take for another user than root.
 func imageUser(user string) (uid *int64, name string) {
 	user, _, _ = strings.Cut(user, ":")
 	if user == "" || user == "root" {
 		return new(int64), ""
 	}
-	if n, err := strconv.ParseInt(user, 10, 64); err == nil {
-		return &n, ""
+	if n, err := strconv.ParseUint(user, 10, 32); err == nil {
+		uid := int64(n)
+		return &uid, ""
 	}
 	return nil, user
 }

@@ -29,7 +29,7 @@ func (s *Store) publish() {
 	for _, id := range ids {
 		r := s.images[id]
 		if r.image == nil {
-			r.image = newImage(r, s.layers)
+			r.image = newImage(r, s.layers, s.pinned)
 		}
 		ix.list = append(ix.list, *r.image)
 	}

@@ -53,6 +53,7 @@ type Options struct {
 	Limits          Limits            // of one layer; the zero value has defaults
 	WritableLimit   WritableLimit     // of each writable layer that is prepared from now on; see ErrNoLimit
 	FirstProject    uint32            // of 1048576 project IDs for writable layers; 0 means 1<<30
+	Pinned          []string          // images that kubelet is to keep; see ParsePattern
 }
 
 // Store is the images of a node. New makes one, Close ends it.
@@ -62,6 +63,7 @@ type Store struct {
 	maxDownloads    int
 	progressTimeout time.Duration
 	retryPause      time.Duration // before a registry is asked for something once more
+	pinned          []Pattern
 
 	ranges  *semaphore.Weighted // parts of layers fetched ahead, see rangeReader
 	buffers sync.Pool           // *[]byte, for these
@@ -119,6 +121,10 @@ func New(o Options) (*Store, error) {
 		images: make(map[ID]*record), layers: make(map[digest.Digest]*layer),
 		rootfs: make(map[string]*rootfsRecord), flights: make(map[flightKey]*flight),
 	}
+	var err error
+	if s.pinned, err = parsePatterns(o.Pinned); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
 	if s.registryDirs == nil {
 		s.registryDirs = []string{"/etc/crid/certs.d", "/etc/containerd/certs.d"}
 	}
@@ -138,7 +144,7 @@ func New(o Options) (*Store, error) {
 		return nil, fmt.Errorf("image store %s: %w", s.root, err)
 	}
 	s.trash.dir, s.trash.life = s.path("trash"), rand.Text()
-	err := s.recover(klog.Background())
+	err = s.recover(klog.Background())
 	if err == nil {
 		err = s.openProjects(o)
 	}

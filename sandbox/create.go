@@ -210,7 +210,7 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 		TTY:           c.config.TTY, Stdin: c.config.Stdin, StdinOnce: c.config.StdinOnce,
 	}
 	return m.handOver(ctx, c, request, data, func(r *containerRecord) {
-		r.ImageID, r.ImageRef, r.Volumes = string(img.ID), imageRef(img), volumes.ids
+		r.ImageID, r.ImageRef, r.Volumes = string(img.ID), imageRef(img, c.config.Image), volumes.ids
 		r.User, r.StopSignal, r.Signal = built.User, built.StopSignal, int(built.Signal)
 	})
 }
@@ -248,10 +248,11 @@ func (m *Manager) handOver(ctx context.Context, c *container, request monitor.Cr
 	return err
 }
 
-// imageRef is what kubelet publishes as the image's ID: a repository digest.
-func imageRef(img image.Image) string {
-	if len(img.RepoDigests) > 0 {
-		return img.RepoDigests[0]
+// imageRef is what kubelet publishes as the image's ID: a repository digest, of the
+// repository that the user named where the image is known by several.
+func imageRef(img image.Image, asked config.Image) string {
+	if d := img.RepoDigest(asked.UserSpecified, asked.Ref); d != "" {
+		return d
 	}
 	return string(img.ID)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/cridproject/crid/cri/stream"
+	"github.com/cridproject/crid/image"
 )
 
 // defaultConfigFile is read when --config is not given; it need not exist.
@@ -55,6 +56,7 @@ type Config struct {
 
 	CNI       CNIConfig       `toml:"cni" comment:"The pods' network."`
 	Registry  RegistryConfig  `toml:"registry" comment:"Where images come from."`
+	Images    ImagesConfig    `toml:"images" comment:"What is kept of images."`
 	Streaming StreamingConfig `toml:"streaming" comment:"Where kubelet connects to for exec, attach and port-forward."`
 }
 
@@ -76,6 +78,11 @@ type RegistryConfig struct {
 	MaxConcurrentDownloads int `toml:"max_concurrent_downloads" comment:"Layers of one pull that are fetched at the same time, and parts of large layers, of\n4 MiB each, that all pulls together fetch ahead over further connections. 1 to 64; 1\nfetches everything over one connection."`
 
 	ProgressTimeout duration `toml:"progress_timeout" comment:"A pull that gets no byte for so long is given up."`
+}
+
+// ImagesConfig is what is kept of images.
+type ImagesConfig struct {
+	Pinned []string `toml:"pinned" comment:"Images that kubelet does not remove when the disk gets full: names with tag or digest, names\nwithout for all of them, image IDs, or full names with * for any text, such as\n\"registry.k8s.io/*\". They can still be removed by hand."`
 }
 
 // StreamingConfig is the server of exec, attach and port-forward.
@@ -113,6 +120,7 @@ func Default() Config {
 			MaxConcurrentDownloads: 6,
 			ProgressTimeout:        duration{Duration: time.Minute},
 		},
+		Images:    ImagesConfig{Pinned: []string{}},
 		Streaming: StreamingConfig{Address: "127.0.0.1", IdleTimeout: duration{Duration: 4 * time.Hour}},
 	}
 }
@@ -228,7 +236,7 @@ func wrongType(err *toml.DecodeError) string {
 	for suffix, want := range map[string]string{
 		" of type int": "a whole number", " of type string": "text in quotes", " of type bool": "true or false",
 		" of type []string": "a list of texts", " of type main.CNIConfig": "a section", " of type main.RegistryConfig": "a section",
-		" of type main.StreamingConfig": "a section",
+		" of type main.StreamingConfig": "a section", " of type main.ImagesConfig": "a section",
 	} {
 		if strings.HasSuffix(text, suffix) {
 			return "must be " + want
@@ -275,6 +283,11 @@ func (c *Config) validate() *badKey {
 			if !filepath.IsAbs(dir) {
 				return &badKey{key, fmt.Sprintf("has %q, must be a list of absolute paths", dir)}
 			}
+		}
+	}
+	for _, p := range c.Images.Pinned {
+		if _, err := image.ParsePattern(p); err != nil {
+			return &badKey{"images.pinned", fmt.Sprintf("has a %v", err)}
 		}
 	}
 	switch {

@@ -296,6 +296,7 @@ func openStore(c Config) (*image.Store, error) {
 		ProgressTimeout: c.Registry.ProgressTimeout.Duration,
 		WritableLimit:   image.WritableLimit{Bytes: uint64(c.WritableLayerLimit), Inodes: uint64(c.WritableLayerInodeLimit)},
 		FirstProject:    uint32(c.FirstProjectID),
+		Pinned:          c.Images.Pinned,
 	})
 	if errors.Is(err, image.ErrNoLimit) {
 		return nil, fmt.Errorf("writable_layer_limit and writable_layer_inode_limit must be 0, or the file system of root be another: %w", err)
