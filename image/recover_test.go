@@ -3,18 +3,10 @@ package image
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
-	"github.com/cridproject/crid/internal/errkind"
-	"github.com/cridproject/crid/internal/testutil"
 )
 
 // TestRecovery: what a crash can leave is repaired, and one bad image costs no other.
@@ -86,76 +78,6 @@ func TestRecovery(t *testing.T) {
 				t.Errorf("after another start List = %d images, want 2", len(s.List()))
 			}
 		})
-	}
-}
-
-// TestStress: pulls, removals and root file systems at once; then all must fit.
-func TestStress(t *testing.T) {
-	testutil.LeakCheck(t)
-	srv := newServer(t)
-	t.Cleanup(http.DefaultTransport.(*http.Transport).CloseIdleConnections)
-	var layers []v1.Layer
-	for i := range 6 {
-		layers = append(layers, layerOf(t, folder("d/"), file(fmt.Sprintf("d/f%d", i), fmt.Sprint(i))))
-	}
-	var refs []string
-	for i := range 6 {
-		refs = append(refs, srv.push(t, fmt.Sprintf("app%d:v1", i), imageOf(t, layers[i], layers[(i+1)%6], layers[(i+2)%6])))
-	}
-	const seed = 20240607
-	s := newStore(t)
-	var wg sync.WaitGroup
-	for worker := range 8 {
-		rnd := rand.New(rand.NewPCG(seed, uint64(worker)))
-		wg.Go(func() {
-			for n := range 40 {
-				ref := refs[rnd.IntN(len(refs))]
-				switch rnd.IntN(4) {
-				case 0:
-					if err := s.Remove(t.Context(), ref); err != nil {
-						t.Errorf("Remove(%s) = %v", ref, err)
-					}
-				case 1, 2:
-					if _, err := s.Pull(t.Context(), PullRequest{Ref: ref}); err != nil {
-						t.Errorf("Pull(%s) = %v", ref, err)
-					}
-				case 3:
-					stressRootfs(t, s, ref, fmt.Sprintf("c-%d-%d", worker, n))
-				}
-				s.List()
-			}
-		})
-	}
-	wg.Wait()
-	checkStore(t, s)
-	for _, ref := range refs {
-		if err := s.Remove(t.Context(), ref); err != nil {
-			t.Error(err)
-		}
-	}
-	wantEmpty(t, s)
-}
-
-func stressRootfs(t *testing.T, s *Store, ref, key string) {
-	i, err := s.Image(ref)
-	if err != nil {
-		return
-	}
-	fs, err := s.Prepare(t.Context(), i.ID, key)
-	if errkind.Is(err, errkind.NotFound) {
-		return // removed meanwhile
-	}
-	if err != nil {
-		t.Errorf("Prepare = %v", err)
-		return
-	}
-	for _, dir := range fs.Lower {
-		if entries, err := os.ReadDir(filepath.Join(dir, "d")); err != nil || len(entries) != 1 {
-			t.Errorf("layer %s of a prepared root file system holds %v, %v", dir, entries, err)
-		}
-	}
-	if err := s.Release(t.Context(), key); err != nil {
-		t.Errorf("Release = %v", err)
 	}
 }
 

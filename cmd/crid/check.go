@@ -52,17 +52,23 @@ func (p program) check(ctx context.Context, c Config) error {
 	for _, f := range found {
 		fmt.Fprintln(p.out, f)
 	}
-	if len(found) > 0 {
-		again := "restart"
-		if !serves {
-			again = "start"
-		}
-		return fmt.Errorf("%s between records and the machine; %s crid, it finishes or undoes what was left half done",
-			count(len(found), "difference"), again)
+	if len(found) == 0 {
+		fmt.Fprintf(p.out, "no differences: %s, %s, %s\n", count(len(v.sandboxes), "pod sandbox"), count(len(v.containers), "container"), count(v.imageCount, "image"))
+		return nil
 	}
-	fmt.Fprintf(p.out, "no differences: %s, %s\n", count(len(v.sandboxes), "pod sandbox"), count(len(v.containers), "container"))
-	return nil
+	what := count(len(found), "difference") + " between records and the machine"
+	if !slices.ContainsFunc(found, func(s string) bool { return !strings.Contains(s, setAside) }) {
+		return errors.New(what) // crid has done what it can
+	}
+	again := "restart"
+	if !serves {
+		again = "start"
+	}
+	return fmt.Errorf("%s; %s crid, it finishes or undoes what was left half done", what, again)
 }
+
+// setAside is said of what is in quarantine.
+const setAside = "was set aside"
 
 // count is a number of things in words.
 func count(n int, thing string) string {
@@ -89,6 +95,9 @@ type view struct {
 	mounts  map[string]bool             // mount points
 	netns   []string                    // IDs with a file in netns_dir
 	folders map[string]string           // ID → a folder of its own in state or root
+
+	images     []string // what is wrong with the image store
+	imageCount int
 }
 
 // sandboxFacts and containerFacts are the parts of the records that can be
@@ -135,7 +144,18 @@ func look(ctx context.Context, c Config) (*view, error) {
 			v.folders[id] = filepath.Join(dir, id)
 		}
 	}
-	return v, nil
+	v.imageCount = len(names(filepath.Join(c.Root, "images")))
+	v.images, err = checkImages(ctx, c)
+	return v, err
+}
+
+// checkImages has a running crid look at its image store: it knows which layers
+// belong to a pull under way.
+func checkImages(ctx context.Context, c Config) ([]string, error) {
+	if tryConnect(ctx, adminPath(c)) == nil {
+		return newAdminClient(adminPath(c)).checkImages(ctx)
+	}
+	return texts(image.CheckRoot(ctx, c.Root)), nil
 }
 
 // readRecords reads all records of a kind; those that cannot be read are noted.
@@ -226,9 +246,15 @@ func names(dir string) []string {
 
 // differences are whole sentences, sorted.
 func (v *view) differences() []string {
-	found := slices.Clone(v.unreadable)
+	found := slices.Concat(v.unreadable, v.images)
 	for _, name := range names(filepath.Join(v.config.Root, "quarantine")) {
-		found = append(found, fmt.Sprintf("record %s was set aside because it could not be read", filepath.Join(v.config.Root, "quarantine", name)))
+		path := filepath.Join(v.config.Root, "quarantine", name)
+		if strings.HasPrefix(name, "sandbox-") || strings.HasPrefix(name, "container-") {
+			found = append(found, fmt.Sprintf("record %s %s because it could not be read; delete it once you know why", path, setAside))
+			continue
+		}
+		found = append(found, fmt.Sprintf("image sha256:%s %s because its record or a layer was damaged; pull it again, or delete %s",
+			strings.TrimSuffix(name, ".json"), setAside, path))
 	}
 	say := func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) }
 	v.checkSandboxes(say)

@@ -9,29 +9,13 @@ import (
 	"os"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 
-	"github.com/docker/go-units"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cridproject/crid/image"
+	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/sys"
 )
-
-// imageRow is one image as the commands show it.
-type imageRow struct {
-	ID   string   `json:"id"`
-	Tags []string `json:"tags"`
-	Size uint64   `json:"size"` // bytes
-}
-
-func imageRows(images []image.Image) []imageRow {
-	rows := make([]imageRow, 0, len(images))
-	for _, i := range images {
-		rows = append(rows, imageRow{string(i.ID), i.RepoTags, i.Size})
-	}
-	return rows
-}
 
 // images is a store of images: that of a running crid, or the folder itself.
 type images interface {
@@ -82,15 +66,7 @@ func (d *daemonImages) Import(ctx context.Context, name string, archive io.Reade
 }
 
 func (d *daemonImages) List(ctx context.Context) ([]imageRow, error) {
-	r, err := d.cri.images.ListImages(ctx, &cri.ListImagesRequest{})
-	if err != nil {
-		return nil, plainStatus(err)
-	}
-	var rows []imageRow
-	for _, i := range r.GetImages() {
-		rows = append(rows, imageRow{i.GetId(), i.GetRepoTags(), i.GetSize()})
-	}
-	return rows, nil
+	return d.admin.listImages(ctx)
 }
 
 func (d *daemonImages) Pull(ctx context.Context, name string) (string, error) {
@@ -103,12 +79,12 @@ func (d *daemonImages) Remove(ctx context.Context, ref string) (imageRow, error)
 	s, err := d.cri.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: spec})
 	i := s.GetImage()
 	if err == nil && i == nil {
-		return imageRow{}, fmt.Errorf("no image %s; `crid image list` shows those there are", ref)
+		return imageRow{}, noImage(ref)
 	}
 	if err == nil {
 		_, err = d.cri.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: spec})
 	}
-	return imageRow{i.GetId(), i.GetRepoTags(), i.GetSize()}, plainStatus(err)
+	return imageRow{ID: i.GetId(), Tags: i.GetRepoTags(), Digests: i.GetRepoDigests()}, plainStatus(err)
 }
 
 func (d *daemonImages) Close() { d.cri.close() }
@@ -135,6 +111,9 @@ func (f *folderImages) Pull(ctx context.Context, name string) (string, error) {
 
 func (f *folderImages) Remove(ctx context.Context, ref string) (imageRow, error) {
 	i, err := f.store.Image(ref)
+	if errkind.Is(err, errkind.NotFound) {
+		err = noImage(ref)
+	}
 	if err != nil {
 		return imageRow{}, err
 	}
@@ -152,21 +131,26 @@ func (p program) imageCommand(args []string) (action, error) {
 		return nil, usagef("`crid image` takes a command: import, list, pull or remove")
 	}
 	flags := newFlags("crid image " + args[0])
-	name := ""
-	if args[0] == "import" {
+	name, asJSON, digests := "", false, false
+	switch args[0] {
+	case "import":
 		flags.StringVar(&name, "name", "", "")
+	case "list":
+		flags.BoolVar(&asJSON, "json", false, "")
+		flags.BoolVar(&digests, "digests", false, "")
 	}
 	rest, err := parseFlags(flags, args[1:])
 	if err != nil {
 		return nil, err
 	}
-	needs := map[string]string{"import": "one archive, or - for standard input", "list": "", "pull": "one name", "remove": "one name or ID"}
+	needs := map[string]string{"import": "one archive, or - for standard input", "list": "", "pull": "one name", "remove": "names or IDs"}
 	what, known := needs[args[0]]
 	switch {
 	case !known:
 		return nil, usagef("unknown command %q of `crid image`; there are import, list, pull and remove", args[0])
 	case what == "" && len(rest) > 0:
 		return nil, noArguments("image "+args[0], rest)
+	case args[0] == "remove" && len(rest) > 0:
 	case what != "" && len(rest) != 1:
 		return nil, usagef("`crid image %s` takes %s, but was given %d arguments", args[0], what, len(rest))
 	}
@@ -186,13 +170,9 @@ func (p program) imageCommand(args []string) (action, error) {
 			}
 			return err
 		case "remove":
-			row, err := store.Remove(ctx, rest[0])
-			if err == nil {
-				fmt.Fprintf(p.out, "removed %s %s\n", row.ID, strings.Join(row.Tags, " "))
-			}
-			return err
+			return p.removeImages(ctx, store, rest)
 		}
-		return p.listImages(ctx, store)
+		return p.listImages(ctx, store, asJSON, digests)
 	}), nil
 }
 
@@ -214,32 +194,4 @@ func (p program) importImage(ctx context.Context, store images, name, file strin
 		fmt.Fprintf(p.out, "%s %s\n", r.ID, strings.Join(r.Tags, " "))
 	}
 	return nil
-}
-
-func (p program) listImages(ctx context.Context, store images) error {
-	rows, err := store.List(ctx)
-	if err != nil {
-		return err
-	}
-	w := tabwriter.NewWriter(p.out, 0, 0, 4, ' ', 0)
-	fmt.Fprintln(w, "IMAGE\tIMAGE ID\tSIZE")
-	for _, r := range rows {
-		tags := r.Tags
-		if len(tags) == 0 {
-			tags = []string{"<none>"}
-		}
-		for _, tag := range tags {
-			fmt.Fprintf(w, "%s\t%s\t%s\n", tag, shortID(strings.TrimPrefix(r.ID, "sha256:")), units.HumanSize(float64(r.Size)))
-		}
-	}
-	return w.Flush()
-}
-
-// shortID is an ID as tables show it.
-func shortID(id string) string {
-	const n = 13
-	if len(id) > n {
-		return id[:n]
-	}
-	return id
 }

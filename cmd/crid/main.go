@@ -30,13 +30,13 @@ commands:
   config default                        print the configuration with every key explained
   config check                          read the configuration and say what is wrong
   image import [--name NAME] FILE|-     take images out of an archive (OCI or docker save)
-  image list                            list images
+  image list [--digests] [--json]       list images; sizes are those of the unpacked files
   image pull NAME                       pull an image
-  image remove NAME|ID                  remove an image, with all its names
+  image remove NAME|ID ...              remove images, each with all its names
   registry explain NAME                 say who is asked for an image, how, and whether they answer;
                                         --json, --offline (ask nobody)
   pods                                  list pod sandboxes
-  check                                 compare records, monitor, cgroups, mounts and namespaces
+  check                                 compare records, images, monitor, cgroups, mounts and namespaces
 
 flags:
   --config FILE    configuration (default ` + defaultConfigFile + `, if there is one)

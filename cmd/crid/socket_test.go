@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -95,6 +96,12 @@ func (a *archives) Import(_ context.Context, r io.Reader, o image.ImportOptions)
 	return []image.Image{{ID: "sha256:1", RepoTags: []string{"a:1"}, Size: 3}}, nil
 }
 
+func (a *archives) List() []image.Image {
+	return []image.Image{{ID: "sha256:2", RepoDigests: []string{"a@sha256:3"}, Size: 4, Pinned: true, Pulled: time.Unix(7, 0).UTC()}}
+}
+
+func (a *archives) Check(context.Context) []error { return []error{errors.New("a layer is lost")} }
+
 func TestAdminImport(t *testing.T) {
 	testutil.LeakCheck(t)
 	path := filepath.Join(socketDir(t), "s")
@@ -122,6 +129,16 @@ func TestAdminImport(t *testing.T) {
 	_, err = client.importImages(t.Context(), "", strings.NewReader("bad"))
 	if !errkind.Is(err, errkind.Invalid) || err.Error() != "no archive" {
 		t.Errorf("import of a bad archive = %v (%v), want the store's error", err, errkind.Of(err))
+	}
+
+	rows, err = client.listImages(t.Context())
+	if err != nil || len(rows) != 1 || rows[0].ID != "sha256:2" || rows[0].Tags == nil || rows[0].Digests[0] != "a@sha256:3" || rows[0].Size != 4 ||
+		!rows[0].Pinned || rows[0].Pulled.Unix() != 7 {
+		t.Errorf("list = %+v, %v", rows, err)
+	}
+	problems, err := client.checkImages(t.Context())
+	if err != nil || len(problems) != 1 || problems[0] != "a layer is lost" {
+		t.Errorf("check = %q, %v", problems, err)
 	}
 
 	client.http.CloseIdleConnections()
