@@ -49,7 +49,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) ([]Ima
 	}
 	a, err := spool(ctx, r, dir, s.limits)
 	if err != nil {
-		return nil, fmt.Errorf("read image archive: %w", err)
+		return nil, fmt.Errorf("read image archive: %w", s.explainFull(err))
 	}
 	entries, err := a.entries()
 	if err != nil {
@@ -69,7 +69,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) ([]Ima
 	for _, e := range entries {
 		id, err := s.importOne(ctx, a, e)
 		if err != nil {
-			return images, fmt.Errorf("image archive: %w", err)
+			return images, fmt.Errorf("image archive: %w", s.explainFull(err))
 		}
 		i, err := s.Image(string(id))
 		if err != nil {

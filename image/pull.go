@@ -48,7 +48,7 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
 	defer src.close()
 	id, err := s.pull(ctx, src, ref, c.key())
 	if err != nil {
-		return "", pullError(ctx, ref, err)
+		return "", pullError(ctx, ref, s.explainFull(err))
 	}
 	klog.FromContext(ctx).V(2).Info("Pulled image", "image", id, "ref", ref.String(), "duration", time.Since(began))
 	return id, nil

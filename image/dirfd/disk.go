@@ -22,9 +22,15 @@ func SyncFS(path string) error {
 
 // Free is the number of bytes that can still be written to path's file system.
 func Free(path string) (int64, error) {
+	bytes, _, err := Room(path)
+	return bytes, err
+}
+
+// Room is Free, and the number of files that can still be made there.
+func Room(path string) (bytes int64, files uint64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
-		return 0, &fs.PathError{Op: "statfs", Path: path, Err: err}
+		return 0, 0, &fs.PathError{Op: "statfs", Path: path, Err: err}
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return int64(st.Bavail) * st.Bsize, st.Ffree, nil
 }

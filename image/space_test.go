@@ -1,0 +1,102 @@
+package image
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/testutil"
+)
+
+// smallStore has a file system of its own.
+func smallStore(t *testing.T, options string) *Store {
+	t.Helper()
+	testutil.RequireRoot(t)
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", options, "crid-test", dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount -t tmpfs: %v: %s", err, out)
+	}
+	t.Cleanup(func() { unmount(t, dir) })
+	return newStore(t, func(o *Options) { o.Root = dir })
+}
+
+// TestDiskFull: the error says which disk, how much is left and what to do; nothing of
+// the image stays, and one that fits can be pulled.
+func TestDiskFull(t *testing.T) {
+	srv := newServer(t)
+	noise := func(n int) string {
+		b := make([]byte, n)
+		src := rand.NewChaCha8([32]byte{byte(n), byte(n >> 8)})
+		_, _ = src.Read(b)
+		return string(b)
+	}
+	var many []tarEntry
+	for i := range 300 {
+		many = append(many, file(strings.Repeat("x", i%100)+string(rune('a'+i/100)), ""))
+	}
+	fits := imageOf(t, layerOf(t, file("f", "x")))
+	for _, c := range []struct {
+		name, options string
+		img           v1.Image
+	}{
+		{"one layer", "size=256k", imageOf(t, layerOf(t, file("f", noise(600_000))))},
+		// Each alone has room, so that the disk itself must say no.
+		{"layers together", "size=256k", imageOf(t, layerOf(t, file("f", noise(170_000))), layerOf(t, file("g", noise(170_001))))},
+		{"number of files", "size=8m,nr_inodes=200", imageOf(t, layerOf(t, many...))},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := smallStore(t, c.options)
+			_, err := s.Pull(t.Context(), PullRequest{Ref: srv.push(t, "large:1", c.img)})
+			wantError(t, err, errkind.Other, "the file system of "+s.root+" has ")
+			wantError(t, err, errkind.Other, "remove images or other files there")
+			wantEmpty(t, s)
+			_, err = s.Import(t.Context(), bytes.NewReader(dockerArchive(t, map[string]v1.Image{"large:1": c.img})), ImportOptions{})
+			wantError(t, err, errkind.Other, "the file system of "+s.root+" has ")
+			wantEmpty(t, s)
+			pull(t, s, srv.push(t, "fits:1", fits))
+			checkStore(t, s)
+		})
+	}
+}
+
+// A record that cannot be written, because the disk is full, leaves nothing either, and
+// takes no name from another image.
+func TestDiskFullAtCommit(t *testing.T) {
+	srv := newServer(t)
+	s := smallStore(t, "size=256k")
+	ref := srv.push(t, "app:1", imageOf(t, layerOf(t, file("f", "old"))))
+	old := pull(t, s, ref)
+	fresh := configured(t, imageOf(t, layerOf(t, file("f", "old"))), func(c *v1.Config) { c.User = "7" })
+	srv.push(t, "app:1", fresh)
+	filler := s.path("filler") // the layer is there already: the first thing to be written is the record
+	full, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = full.Write(make([]byte, 4096))
+	}
+	full.Close()
+	_, err = s.Pull(t.Context(), PullRequest{Ref: ref})
+	wantError(t, err, errkind.Other, "no room in the image store")
+	if i, err := s.Image(ref); err != nil || i.ID != old {
+		t.Errorf("Image(%s) = %s, %v, want the old one", ref, i.ID.Short(), err)
+	}
+	checkStore(t, s)
+	if err := s.Remove(t.Context(), ref); err != nil { // makes room, and needs none
+		t.Errorf("Remove on a full disk = %v", err)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if id := pull(t, s, ref); id != idOf(t, fresh) {
+		t.Errorf("Pull = %s, want %s", id.Short(), idOf(t, fresh).Short())
+	}
+	checkStore(t, s)
+}
