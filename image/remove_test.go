@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/testutil"
 )
 
 // fastDir is a temporary folder that lives in memory where there is such a place:
@@ -239,5 +240,65 @@ func TestSlowPullLosesTag(t *testing.T) {
 	if err != nil || len(i.RepoTags) != 0 || len(i.RepoDigests) != 1 {
 		t.Errorf("the earlier image = %v %v, %v, want its digest and no tag", i.RepoTags, i.RepoDigests, err)
 	}
+	checkStore(t, s)
+}
+
+// TestRemoveBetweenPulls: two pulls of one image are under way when the image whose
+// layer they found goes; they end well, and so does one of them when the other's
+// image has been removed meanwhile.
+func TestRemoveBetweenPulls(t *testing.T) {
+	srv := newServer(t)
+	base, slow := layerOf(t, file("base", "x")), layerOf(t, file("slow", "x"))
+	first := srv.push(t, "first:1", imageOf(t, base))
+	ref := srv.push(t, "second:1", imageOf(t, base, slow))
+	slowDigest, _ := slow.Digest()
+	s := newStore(t, inMemory(t))
+	pull(t, s, first)
+	release := make(chan struct{})
+	srv.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, slowDigest.String()) {
+			<-release
+		}
+		return false
+	})
+	done := make(chan error, 2)
+	for range 2 {
+		go func() {
+			id, err := s.Pull(t.Context(), PullRequest{Ref: ref})
+			if err == nil {
+				err = s.Remove(t.Context(), string(id)) // the other may have this yet to come
+			}
+			done <- err
+		}()
+	}
+	testutil.WaitFor(t, "both pulls to hold the base and want the other layer", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		waiters := 0
+		for _, f := range s.flights {
+			waiters += f.waiters
+		}
+		held := 0
+		for _, l := range s.layers {
+			held += l.refs
+		}
+		return waiters == 2 && held == 3
+	})
+	if err := s.Remove(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if n := layerFolders(t, s); n != 1 {
+		t.Errorf("%d layers are stored, want the one that the pulls hold", n)
+	}
+	checkStore(t, s)
+	close(release)
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	wantEmpty(t, s)
+	srv.misbehave(watch)
+	pull(t, s, ref)
 	checkStore(t, s)
 }
