@@ -4,12 +4,17 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/cridproject/crid/internal/sys"
+	"github.com/cridproject/crid/internal/testutil"
 )
 
 // benchLayers makes about 150 MiB, compressed, in ten layers of 1,780 files, of
@@ -118,6 +123,71 @@ func BenchmarkList(b *testing.B) {
 	for b.Loop() {
 		if len(s.List()) != 300 {
 			b.Fatal("an image is missing")
+		}
+	}
+}
+
+// BenchmarkWritten asks for the figures of 60 writable layers, of which one has
+// 200,000 files: of the kernel, and by the walk that stands in for it.
+func BenchmarkWritten(b *testing.B) {
+	const layers, files = 60, 200_000
+	fill := func(b *testing.B, root string) []string {
+		b.Helper()
+		var dirs []string
+		for i := range layers {
+			dirs = append(dirs, filepath.Join(root, fmt.Sprintf("layer%d", i)))
+			if err := os.Mkdir(dirs[i], 0o700); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return dirs
+	}
+	many := func(b *testing.B, dir string) {
+		b.Helper()
+		for i := range files {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), nil, 0o600); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	for _, kind := range testutil.QuotaKinds {
+		b.Run(kind, func(b *testing.B) {
+			root := testutil.QuotaFS(b, kind)
+			q, err := sys.OpenProjectQuota(root)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer q.Close()
+			dirs := fill(b, root)
+			for i, dir := range dirs {
+				if err := q.Assign(dir, firstProject+uint32(i)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			many(b, dirs[0])
+			b.Run("quota", func(b *testing.B) {
+				for b.Loop() {
+					for i := range dirs {
+						if _, err := q.Usage(firstProject + uint32(i)); err != nil {
+							b.Fatal(err)
+						}
+					}
+				}
+			})
+			b.Run("walk", func(b *testing.B) { walkAll(b, dirs) })
+		})
+	}
+	b.Run("walk", func(b *testing.B) {
+		dirs := fill(b, b.TempDir())
+		many(b, dirs[0])
+		walkAll(b, dirs)
+	})
+}
+
+func walkAll(b *testing.B, dirs []string) {
+	for b.Loop() {
+		for _, dir := range dirs {
+			usageOf(dir, func() bool { return true })
 		}
 	}
 }

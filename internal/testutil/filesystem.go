@@ -60,7 +60,7 @@ func loopFS(t testing.TB, kind string, quota bool) (dir string, err error) {
 	if quota {
 		options += ",prjquota"
 		if kind == "ext4" {
-			args = append(args, "-O", "quota,project", "-E", "quotatype=prjquota")
+			args = append(args, "-O", "quota,project", "-E", "quotatype=prjquota", "-N", "262144") // inodes
 		}
 	}
 	// Not made anew by mkfs, so a failure of it is the test's.
