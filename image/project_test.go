@@ -36,11 +36,8 @@ func (q *walkedQuota) Usage(project uint32) (u sys.ProjectUsage, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	_ = filepath.WalkDir(q.root, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || !e.IsDir() {
-			return nil
-		}
-		var st syscall.Stat_t
-		if syscall.Lstat(path, &st) == nil && q.inodes[st.Ino] == project {
+		var st syscall.Stat_t // what goes meanwhile counts no more
+		if err == nil && e.IsDir() && syscall.Lstat(path, &st) == nil && q.inodes[st.Ino] == project {
 			bytes, inodes := dirfd.Usage(path, func() bool { return true })
 			u.Bytes, u.Inodes = u.Bytes+bytes, u.Inodes+inodes
 			return fs.SkipDir
