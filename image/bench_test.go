@@ -2,16 +2,22 @@ package image
 
 import (
 	"bytes"
+	"compress/gzip"
+	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/internal/testutil"
@@ -190,4 +196,81 @@ func walkAll(b *testing.B, dirs []string) {
 			usageOf(dir, func() bool { return true })
 		}
 	}
+}
+
+// BenchmarkUnpack is the work of one layer without the network: an archive of
+// what CRID_BENCH_ARCHIVE names (a tar, best of some of /usr), or of made-up data,
+// unpacked with and without its skeleton. Each round does both, so that their
+// ratio can be believed on a busy machine.
+func BenchmarkUnpack(b *testing.B) {
+	raw, err := os.ReadFile(os.Getenv("CRID_BENCH_ARCHIVE"))
+	if err != nil {
+		_, packed := benchLayers(b)
+		r, err := gzip.NewReader(bytes.NewReader(packed[0]))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if raw, err = io.ReadAll(r); err != nil {
+			b.Fatal(err)
+		}
+	}
+	gz := gzipped(b, raw)
+	parent := b.TempDir()
+	var with, without time.Duration
+	var meta layerMeta
+	var skeleton int64
+	once := func(skeletonToo bool) time.Duration {
+		dir, err := os.MkdirTemp(parent, "")
+		if err == nil {
+			err = os.Mkdir(filepath.Join(dir, layerFS), 0o755)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		began := cpuTime(b)
+		if skeletonToo {
+			meta, err = unpackStream(b.Context(), bytes.NewReader(gz), func() {}, dir, Limits{})
+		} else {
+			err = unpackOnly(b.Context(), bytes.NewReader(gz), dir)
+		}
+		took := cpuTime(b) - began
+		if err != nil {
+			b.Fatal(err)
+		}
+		if fi, err := os.Stat(filepath.Join(dir, skeletonFile)); err == nil {
+			skeleton = fi.Size()
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			b.Fatal(err)
+		}
+		return took
+	}
+	for b.Loop() {
+		without += once(false)
+		with += once(true)
+	}
+	b.ReportMetric(with.Seconds()/float64(b.N), "cpu-s/unpack")
+	b.ReportMetric(100*(with-without).Seconds()/without.Seconds(), "%cpu-for-skeleton")
+	b.ReportMetric(float64(skeleton)/float64(meta.Inodes)*1000, "skeleton-bytes/1000-files")
+}
+
+func unpackOnly(ctx context.Context, packed io.Reader, dir string) error {
+	raw, closeRaw, err := decompress(packed)
+	if err != nil {
+		return err
+	}
+	defer closeRaw()
+	ahead := readAhead(raw)
+	defer ahead.close()
+	_, err = unpack(ctx, filepath.Join(dir, layerFS), newHashReader(ahead, digest.SHA256), Limits{})
+	return err
+}
+
+// cpuTime is what the process has used so far, in all its threads.
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -105,7 +105,7 @@ func (m *merged) rightful(p string, implied []map[string]bool) (e dirEntry, fix 
 			break
 		}
 	}
-	st, mtime, err := source.Self().Stat()
+	st, err := source.Self().Stat()
 	if err != nil {
 		return dirEntry{}, false, err
 	}
@@ -113,12 +113,21 @@ func (m *merged) rightful(p string, implied []map[string]bool) (e dirEntry, fix 
 	if err != nil {
 		return dirEntry{}, false, err
 	}
+	mtime := st.MTime
 	if !explicit {
 		mtime = time.Unix(0, 0) // the time of unpacking would make each list another
 	}
 	maps.DeleteFunc(xattrs, func(name string, _ []byte) bool { return strings.HasPrefix(name, trustedXattrs) })
 	e = dirEntry{Path: p, Mode: st.Mode & 0o7777, UID: st.UID, GID: st.GID, MTime: mtime.UTC(), Xattrs: xattrs}
 	return e, fix && !e.plain(), nil
+}
+
+func (e *dirEntry) attributes() attributes {
+	a := attributes{uid: e.UID, gid: e.GID, mode: e.Mode, atime: e.MTime, mtime: e.MTime, xattrs: make(map[string]string)}
+	for name, value := range e.Xattrs {
+		a.xattrs[name] = string(value)
+	}
+	return a
 }
 
 // dirsDigest names the layer.
@@ -143,10 +152,7 @@ func makeDirs(entries []dirEntry, id digest.Digest, dir string) (layerMeta, erro
 		if err != nil {
 			return layerMeta{}, err
 		}
-		a := attributes{uid: e.UID, gid: e.GID, mode: e.Mode, atime: e.MTime, mtime: e.MTime, xattrs: make(map[string]string)}
-		for name, value := range e.Xattrs {
-			a.xattrs[name] = string(value)
-		}
+		a := e.attributes()
 		if err := errors.Join(a.setOnDir(d), d.Close()); err != nil {
 			return layerMeta{}, err
 		}

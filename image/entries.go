@@ -128,16 +128,22 @@ func (u *unpacker) file(tr *tar.Reader, parent place, name string, h *tar.Header
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(u.fill(f, tr, h), a.setOnFile(f), f.Close()); err != nil {
+	if err := errors.Join(u.fill(f, tr, h, join(parent.path, name)), a.setOnFile(f), f.Close()); err != nil {
 		return err
 	}
 	u.count(h.Size)
 	return parent.Chtimes(name, a.atime, a.mtime)
 }
 
-func (u *unpacker) fill(f *dirfd.File, tr *tar.Reader, h *tar.Header) error {
+func (u *unpacker) fill(f *dirfd.File, tr *tar.Reader, h *tar.Header, at string) error {
+	if err := u.skeleton.entry(itemEntry, at); err != nil {
+		return err
+	}
 	if isSparse(h) {
 		return u.fillSparse(f, tr, h.Size)
+	}
+	if err := u.skeleton.begin(); err != nil {
+		return err
 	}
 	for left := h.Size; left > 0; {
 		n, err := io.ReadFull(tr, u.buf[:min(left, int64(len(u.buf)))])
@@ -149,7 +155,7 @@ func (u *unpacker) fill(f *dirfd.File, tr *tar.Reader, h *tar.Header) error {
 		}
 		left -= int64(n)
 	}
-	return nil
+	return u.skeleton.end()
 }
 
 // fillSparse leaves holes where the file has them: tar reads them as zeros.
@@ -218,7 +224,7 @@ func (u *unpacker) symlink(parent place, name string, h *tar.Header) error {
 		return err
 	}
 	u.count(0)
-	return a.setOnName(parent.Dir, name, false)
+	return errors.Join(a.setOnName(parent.Dir, name, false), u.skeleton.entry(itemEntry, join(parent.path, name)))
 }
 
 // hardLink gives a file of this layer a further name. Its attributes are those
@@ -243,6 +249,9 @@ func (u *unpacker) hardLink(parent place, name, target string) error {
 			return errkind.Errorf(errkind.Invalid, "hard link to %q, which would be in the link itself", target)
 		}
 		err = u.place(parent, name, func() error { return parent.Link(dir.Dir, base, name) })
+		if err == nil {
+			err = u.skeleton.entry(itemEntry, at)
+		}
 	}
 	if errors.Is(err, dirfd.ErrNotExist) {
 		return errkind.Errorf(errkind.Invalid, "hard link to %q, which is not in the layer", target)
@@ -275,14 +284,17 @@ func (u *unpacker) node(parent place, name string, h *tar.Header) error {
 		return err
 	}
 	u.count(0)
-	return a.setOnName(parent.Dir, name, true)
+	return errors.Join(a.setOnName(parent.Dir, name, true), u.skeleton.entry(itemEntry, join(parent.path, name)))
 }
 
 func (u *unpacker) count(size int64) {
 	u.made.Inodes++
 	u.made.Bytes += uint64(size)
-	u.made.Disk += (uint64(size) + blockSize - 1) / blockSize * blockSize
+	u.made.Disk += onDisk(uint64(size))
 }
+
+// onDisk is the space that a file of size bytes takes.
+func onDisk(size uint64) uint64 { return (size + blockSize - 1) / blockSize * blockSize }
 
 // place makes what make makes. When the layer has had something else of that name
 // before, the later one counts.
@@ -297,8 +309,8 @@ func (u *unpacker) place(parent place, name string, make func() error) error {
 	return make()
 }
 
-// remove removes name with all that is in it. The figures keep it: they are an
-// upper bound for such an archive, which no common tool makes. parent stays open.
+// remove removes name with all that is in it. The figures keep it, as the skeleton
+// keeps the files. parent stays open.
 func (u *unpacker) remove(parent place, name string) error {
 	st, err := parent.Lstat(name)
 	if err != nil {
@@ -311,7 +323,7 @@ func (u *unpacker) remove(parent place, name string) error {
 		u.real = map[string]string{"": ""}
 	}
 	if !st.IsDir() {
-		return parent.Unlink(name)
+		return u.skeleton.replace(parent, name, st)
 	}
 	u.forget(at)
 	for p, d := range u.open {
@@ -321,5 +333,5 @@ func (u *unpacker) remove(parent place, name string) error {
 		}
 	}
 	u.real = map[string]string{"": ""}
-	return parent.RemoveAll(name)
+	return u.skeleton.replace(parent, name, st)
 }

@@ -27,6 +27,9 @@ type ImportOptions struct {
 	// Name is given to the image instead of the names in the archive; "" means
 	// those. Only for an archive of one image.
 	Name string
+	// Progress is told of the layers, once the archive has been read; nil means
+	// nobody wants to know.
+	Progress *Progress
 }
 
 const (
@@ -67,7 +70,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) ([]Ima
 	}
 	var images []Image
 	for _, e := range entries {
-		id, err := s.importOne(ctx, a, e)
+		id, err := s.importOne(ctx, a, e, o.Progress)
 		if err != nil {
 			return images, fmt.Errorf("image archive: %w", s.explainFull(err))
 		}
@@ -81,7 +84,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) ([]Ima
 	return images, nil
 }
 
-func (s *Store) importOne(ctx context.Context, a *archive, e archived) (ID, error) {
+func (s *Store) importOne(ctx context.Context, a *archive, e archived, progress *Progress) (ID, error) {
 	p := e.parts
 	if p == nil {
 		var err error
@@ -100,7 +103,7 @@ func (s *Store) importOne(ctx context.Context, a *archive, e archived) (ID, erro
 			names = append(names, ref.withDigest(e.desc.Digest))
 		}
 	}
-	return p.id, s.add(ctx, a, origin{host: a.dir}, p, names, s.turn())
+	return p.id, s.add(ctx, a, origin{host: a.dir}, p, names, s.turn(), progress)
 }
 
 // archived is one image of an archive: an OCI descriptor, or parts named by file.
@@ -266,6 +269,13 @@ func (a *archive) ociEntries(docker []archived) ([]archived, error) {
 	return entries, nil
 }
 
+// dockerImage is one image of a docker archive's manifest.json.
+type dockerImage struct {
+	Config   string // names of files in the archive
+	RepoTags []string
+	Layers   []string // lowest first
+}
+
 // dockerEntries reads manifest.json, which lists configurations and layers by
 // file name. Their digests are not in it: a layer is verified by its diff ID.
 func (a *archive) dockerEntries() ([]archived, error) {
@@ -273,11 +283,7 @@ func (a *archive) dockerEntries() ([]archived, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []struct {
-		Config   string
-		RepoTags []string
-		Layers   []string
-	}
+	var list []dockerImage
 	if err := json.Unmarshal(data, &list); err != nil {
 		return nil, errkind.Errorf(errkind.Invalid, "manifest.json: %w", err)
 	}

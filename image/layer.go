@@ -19,6 +19,8 @@ import (
 //
 //	fs/         the files, in the form that overlayfs takes as a lower folder
 //	layer.json  what is known of them (layerMeta)
+//	skeleton.zst, replaced/
+//	            what else the layer's archive was made of, see skeletonWriter
 const (
 	layerFS   = "fs"
 	layerFile = "layer.json"
@@ -32,9 +34,12 @@ type layerMeta struct {
 	Disk    uint64   // space they take
 	Inodes  uint64   // files, folders and links
 	Implied []string // see Contents
-	// Replaced says that the figures are upper bounds: the archive has replaced
-	// files of its own.
+	// Replaced says that the figures are upper bounds of what is in fs/: the archive
+	// has replaced files of its own.
 	Replaced bool `json:",omitempty"`
+	// Archive is the size of the layer's archive, which can be made again; 0 when an
+	// older crid has unpacked it, which kept no skeleton.
+	Archive int64
 }
 
 const layerVersion = 1
@@ -51,12 +56,11 @@ type blob struct {
 // decompressing run beside unpacking. On error dir holds rubbish; abort is called
 // when no more of r is wanted, and must end a read of r that waits.
 func (s *Store) unpackLayer(ctx context.Context, r io.Reader, abort func(), b blob, dir string) (layerMeta, error) {
-	fs := filepath.Join(dir, layerFS)
-	if err := os.Mkdir(fs, 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, layerFS), 0o755); err != nil {
 		return layerMeta{}, err
 	}
 	packed := newHashReader(&sizedReader{r: r, left: b.size}, algorithm(b.digest))
-	made, diffID, err := unpackStream(ctx, packed, abort, fs, s.limits)
+	m, err := unpackStream(ctx, packed, abort, dir, s.limits)
 	if err := ctx.Err(); err != nil {
 		return layerMeta{}, context.Cause(ctx)
 	}
@@ -66,42 +70,60 @@ func (s *Store) unpackLayer(ctx context.Context, r io.Reader, abort func(), b bl
 	if err := b.check(packed); err != nil {
 		return layerMeta{}, err
 	}
-	if diffID != b.diffID {
-		return layerMeta{}, errkind.Errorf(errkind.Invalid, "layer %s: unpacked it is %s, but the image's configuration says %s", b.name(), diffID, b.diffID)
-	}
-	m := layerMeta{
-		Version: layerVersion, DiffID: b.diffID,
-		Bytes: made.Bytes, Disk: made.Disk, Inodes: made.Inodes, Implied: made.Implied, Replaced: made.Replaced,
+	if m.DiffID != b.diffID {
+		return layerMeta{}, errkind.Errorf(errkind.Invalid, "layer %s: unpacked it is %s, but the image's configuration says %s", b.name(), m.DiffID, b.diffID)
 	}
 	return m, writeJSON(filepath.Join(dir, layerFile), m, atomicfile.NoSync)
 }
 
-// unpackStream unpacks packed into dir and reads it to its end.
-func unpackStream(ctx context.Context, packed io.Reader, abort func(), dir string, limits Limits) (Contents, digest.Digest, error) {
+// unpackStream unpacks packed into the layer's folder dir and reads it to its end.
+func unpackStream(ctx context.Context, packed io.Reader, abort func(), dir string, limits Limits) (layerMeta, error) {
 	raw, closeRaw, err := decompress(packed)
 	if err != nil {
-		return Contents{}, "", err
+		return layerMeta{}, err
 	}
 	defer closeRaw()
 	ahead := readAhead(raw)
 	defer ahead.close()
 	tarred := newHashReader(ahead, digest.SHA256)
-	made, err := unpack(ctx, dir, tarred, limits)
+	skeleton, err := newSkeleton(tarred, dir)
 	if err != nil {
+		return layerMeta{}, err
+	}
+	m, err := unpackArchive(ctx, skeleton, limits)
+	if err != nil {
+		_ = skeleton.close()
 		var c *corruptError
 		if !errors.As(err, &c) {
 			abort()
 		}
-		return Contents{}, "", err
+		return layerMeta{}, err
+	}
+	m.DiffID = tarred.digest(digest.SHA256)
+	return m, skeleton.close()
+}
+
+// unpackArchive unpacks a whole archive and writes its skeleton.
+func unpackArchive(ctx context.Context, archive *skeletonWriter, limits Limits) (layerMeta, error) {
+	made, err := unpack(ctx, filepath.Join(archive.dir, layerFS), archive, limits)
+	if err != nil {
+		return layerMeta{}, err
 	}
 	// Padding after the archive's end belongs to the digest; endless padding is a bomb.
 	const padding = 64 << 20
-	if n, err := io.Copy(io.Discard, io.LimitReader(tarred, padding)); err != nil {
-		return Contents{}, "", err
+	if n, err := io.Copy(io.Discard, io.LimitReader(archive, padding)); err != nil {
+		return layerMeta{}, err
 	} else if n == padding {
-		return Contents{}, "", errTooLarge
+		return layerMeta{}, errTooLarge
 	}
-	return made, tarred.digest(digest.SHA256), nil
+	size, err := archive.finish()
+	if err != nil {
+		return layerMeta{}, err
+	}
+	return layerMeta{
+		Version: layerVersion, Bytes: made.Bytes, Inodes: made.Inodes + 1, Archive: archive.total,
+		Disk: made.Disk + onDisk(uint64(size)), Implied: made.Implied, Replaced: made.Replaced,
+	}, nil
 }
 
 // check compares what has passed through packed, up to the end, with b.

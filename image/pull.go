@@ -17,6 +17,8 @@ import (
 type PullRequest struct {
 	Ref  string // as users write it
 	Auth *Auth  // nil means anonymously
+	// Progress is told of the layers; nil means nobody wants to know.
+	Progress *Progress
 }
 
 // Pull fetches an image and returns its ID. Layers that the store has are not
@@ -46,7 +48,7 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
 		return "", err
 	}
 	defer src.close()
-	id, err := s.pull(ctx, src, ref, c.key())
+	id, err := s.pull(ctx, src, ref, c.key(), req.Progress)
 	if err != nil {
 		return "", pullError(ctx, ref, s.explainFull(err))
 	}
@@ -71,7 +73,7 @@ type namedError struct{ error }
 
 func (e *namedError) Unwrap() error { return e.error }
 
-func (s *Store) pull(ctx context.Context, src *remote, ref Reference, auth digest.Digest) (ID, error) {
+func (s *Store) pull(ctx context.Context, src *remote, ref Reference, auth digest.Digest, progress *Progress) (ID, error) {
 	if err := failpoint.Hit("image.pull.resolve"); err != nil {
 		return "", err
 	}
@@ -89,12 +91,12 @@ func (s *Store) pull(ctx context.Context, src *remote, ref Reference, auth diges
 		names = append(names, ref.String())
 	}
 	from := origin{host: ref.Host, auth: auth}
-	return p.id, s.add(ctx, src, from, p, names, turn)
+	return p.id, s.add(ctx, src, from, p, names, turn, progress)
 }
 
 // add fetches the layers and makes the image.
-func (s *Store) add(ctx context.Context, src source, from origin, p *parts, names []string, turn uint64) error {
-	held, err := s.fetchLayers(ctx, src, from, p.layers)
+func (s *Store) add(ctx context.Context, src source, from origin, p *parts, names []string, turn uint64, progress *Progress) error {
+	held, err := s.fetchLayers(ctx, src, from, p.layers, progress)
 	if err == nil {
 		err = failpoint.Hit("image.pull.commit")
 	}
@@ -109,7 +111,7 @@ func (s *Store) add(ctx context.Context, src source, from origin, p *parts, name
 
 // fetchLayers makes the store have and hold the layers, each once, some at a
 // time. held are those that it holds, also on error.
-func (s *Store) fetchLayers(ctx context.Context, src source, from origin, layers []blob) (held []digest.Digest, err error) {
+func (s *Store) fetchLayers(ctx context.Context, src source, from origin, layers []blob, progress *Progress) (held []digest.Digest, err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(s.maxDownloads)
 	got := make([]bool, len(layers))
@@ -119,8 +121,9 @@ func (s *Store) fetchLayers(ctx context.Context, src source, from origin, layers
 			continue // the empty layer is in many images more than once
 		}
 		seen[b.diffID] = true
+		st := progress.add(b.name(), b.size)
 		g.Go(func() error {
-			err := s.fetchLayer(ctx, src, flightKey{from, b})
+			err := s.fetchLayer(ctx, src, flightKey{from, b}, st)
 			got[i] = err == nil
 			return err
 		})
@@ -152,6 +155,7 @@ type flightKey struct {
 type flight struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when it has landed and all is set
+	meter  *meter
 
 	waiters int  // +checklocks:Store.mu; at none it is cancelled
 	landed  bool // +checklocks:Store.mu; from then on each waiter holds the layer, if err is nil
@@ -159,11 +163,13 @@ type flight struct {
 }
 
 // fetchLayer makes the store have the layer, and holds it.
-func (s *Store) fetchLayer(ctx context.Context, src source, key flightKey) error {
+func (s *Store) fetchLayer(ctx context.Context, src source, key flightKey, st *step) error {
 	f := s.join(ctx, src, key)
 	if f == nil {
+		st.exists()
 		return nil
 	}
+	st.meter.Store(f.meter)
 	select {
 	case <-f.done:
 		return f.err
@@ -187,7 +193,7 @@ func (s *Store) join(ctx context.Context, src source, key flightKey) *flight {
 	}
 	// The download goes on for others when this caller gives up; leave ends it.
 	flying, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f := &flight{waiters: 1, cancel: cancel, done: make(chan struct{})}
+	f := &flight{waiters: 1, cancel: cancel, done: make(chan struct{}), meter: &meter{}}
 	s.flights[key] = f
 	go s.fly(flying, src, f, key)
 	return f
@@ -198,7 +204,7 @@ func (s *Store) join(ctx context.Context, src source, key flightKey) *flight {
 func (s *Store) fly(ctx context.Context, src source, f *flight, key flightKey) {
 	defer close(f.done)
 	defer f.cancel()
-	err := s.download(ctx, src, key.blob)
+	err := s.download(ctx, src, key.blob, f.meter)
 	s.mu.Lock()
 	f.landed, f.err = true, err
 	if s.flights[key] == f {
@@ -209,6 +215,7 @@ func (s *Store) fly(ctx context.Context, src source, f *flight, key flightKey) {
 	}
 	s.mu.Unlock()
 	if err == nil {
+		f.meter.end(StepDone)
 		s.drop(context.WithoutCancel(ctx), key.blob.diffID) // its own hold
 	}
 }
@@ -239,7 +246,7 @@ func (s *Store) leave(ctx context.Context, f *flight, key flightKey) {
 }
 
 // download fetches and stores one layer, and holds it.
-func (s *Store) download(ctx context.Context, src source, b blob) error {
+func (s *Store) download(ctx context.Context, src source, b blob, m *meter) error {
 	began := time.Now()
 	dir, err := s.stage()
 	if err != nil {
@@ -255,13 +262,13 @@ func (s *Store) download(ctx context.Context, src source, b blob) error {
 	defer cancel(nil)
 	d := s.openLayer(reading, src, b.descriptor())
 	defer d.Close()
-	m, err := s.unpackLayer(ctx, d, func() { cancel(nil) }, b, dir)
+	meta, err := s.unpackLayer(ctx, m.reader(d), func() { cancel(nil) }, b, dir)
 	if err != nil {
 		return err
 	}
-	if err := s.storeLayer(dir, m); err != nil {
+	if err := s.storeLayer(dir, meta); err != nil {
 		return err
 	}
-	klog.FromContext(ctx).V(4).Info("Stored layer", "digest", b.name(), "bytes", m.Bytes, "duration", time.Since(began))
+	klog.FromContext(ctx).V(4).Info("Stored layer", "digest", b.name(), "bytes", meta.Bytes, "duration", time.Since(began))
 	return nil
 }

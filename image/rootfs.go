@@ -229,11 +229,11 @@ func copyRootAttributes(lower, upper string) error {
 		return err
 	}
 	defer to.Close()
-	st, mtime, err := from.Self().Stat()
+	st, err := from.Self().Stat()
 	if err != nil {
 		return err
 	}
-	a := attributes{uid: st.UID, gid: st.GID, mode: st.Mode & 0o7777, atime: mtime, mtime: mtime}
+	a := attributes{uid: st.UID, gid: st.GID, mode: st.Mode & 0o7777, atime: st.MTime, mtime: st.MTime}
 	return a.setOnDir(to)
 }
 

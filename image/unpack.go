@@ -62,14 +62,16 @@ type unpacker struct {
 	bytes   int64 // of files so far, holes counted
 	entries int64
 	buf     []byte
+	// skeleton is written beside; nil for none.
+	skeleton *skeletonWriter
 
 	attrs   map[string]attributes // of folders with an entry; set at the end
 	implied map[string]struct{}
 	made    Contents
 }
 
-// unpack reads the archive r up to its end mark into the empty folder dir. It
-// follows no link out of dir and creates nothing outside it. When it fails the
+// unpack reads the archive r up to its end mark into the empty folder dir. If r is
+// a skeletonWriter it is told what becomes of the entries. It follows no link out of dir and creates nothing outside it. When it fails the
 // folder holds an unknown part of the layer and must be thrown away.
 //
 // A broken archive is Invalid. The file's owner, mode, times and extended
@@ -97,6 +99,7 @@ func unpack(ctx context.Context, dir string, r io.Reader, limits Limits) (Conten
 		implied: make(map[string]struct{}),
 	}
 	u.makeDir = u.imply
+	u.skeleton, _ = r.(*skeletonWriter)
 	defer u.close()
 	if err := u.all(ctx, tar.NewReader(&boundedReader{r: r, left: limits.Bytes})); err != nil {
 		return Contents{}, err
@@ -276,13 +279,16 @@ func (u *unpacker) explicit(at string, d *dirfd.Dir, h *tar.Header) error {
 	}
 	delete(u.implied, at)
 	u.attrs[at] = a
-	return nil
+	return u.skeleton.entry(itemEntry, at)
 }
 
 // opaque hides what the layers below have in the folder.
 func (u *unpacker) opaque(at string) error {
 	d, err := u.dir(at)
 	if err != nil {
+		return err
+	}
+	if err := u.skeleton.entry(itemOpaque, d.path); err != nil {
 		return err
 	}
 	return d.Self().Setxattr(opaqueXattr, []byte("y"))
@@ -293,6 +299,9 @@ func (u *unpacker) opaque(at string) error {
 func (u *unpacker) whiteout(parent place, name string) error {
 	if name == "" || name == "." || name == ".." {
 		return errkind.Errorf(errkind.Invalid, "a whiteout of nothing")
+	}
+	if err := u.skeleton.entry(itemWhiteout, join(parent.path, name)); err != nil {
+		return err
 	}
 	err := parent.Mknod(name, dirfd.TypeChar, 0, 0)
 	if !errors.Is(err, dirfd.ErrExist) {

@@ -211,6 +211,7 @@ func TestUnpack(t *testing.T) {
 				t.Errorf("unpack:\n got %q\nwant %q", got, c.want)
 			}
 			checkOuter(t, outer)
+			exact(t, tarOf(t, c.in...), true)
 		})
 	}
 }
@@ -290,6 +291,7 @@ func FuzzUnpack(f *testing.F) {
 		outer, dir := sandboxed(t)
 		_, _ = unpack(t.Context(), dir, bytes.NewReader(in), Limits{Bytes: 1 << 20, Entries: 200})
 		checkOuter(t, outer)
+		exact(t, in, false)
 	})
 }
 
@@ -324,13 +326,20 @@ func FuzzUnpackNames(f *testing.F) {
 			case "o":
 				h.Name += "/.wh..wh..opq"
 			}
+			if h.Typeflag == tar.TypeReg {
+				h.Size = int64(len(line))
+			}
 			if w.WriteHeader(&h) != nil {
 				return
+			}
+			if h.Typeflag == tar.TypeReg {
+				_, _ = w.Write([]byte(line))
 			}
 		}
 		w.Close()
 		outer, dir := sandboxed(t)
-		_, _ = unpack(t.Context(), dir, &buf, Limits{Bytes: 1 << 20, Entries: 200})
+		_, _ = unpack(t.Context(), dir, bytes.NewReader(buf.Bytes()), Limits{Bytes: 1 << 20, Entries: 200})
 		checkOuter(t, outer)
+		exact(t, buf.Bytes(), false)
 	})
 }

@@ -56,6 +56,10 @@ type Stat struct {
 	UID  uint32
 	GID  uint32
 	Size int64
+	// Inode is the file's number on its file system.
+	Inode uint64
+	// MTime is when the contents were last changed.
+	MTime time.Time
 }
 
 // IsDir and the like say what type of file it is.
@@ -166,8 +170,18 @@ func (d *Dir) Lstat(name string) (Stat, error) {
 	if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return Stat{}, err
 	}
-	return Stat{Mode: st.Mode, Rdev: st.Rdev, UID: st.Uid, GID: st.Gid, Size: st.Size}, nil
+	return statOf(&st), nil
 }
+
+func statOf(st *unix.Stat_t) Stat {
+	return Stat{
+		Mode: st.Mode, Rdev: st.Rdev, UID: st.Uid, GID: st.Gid, Size: st.Size, Inode: st.Ino,
+		MTime: time.Unix(st.Mtim.Unix()),
+	}
+}
+
+// Device is the numbers of a device node.
+func (s Stat) Device() (major, minor uint32) { return unix.Major(s.Rdev), unix.Minor(s.Rdev) }
 
 // Readlink returns what the symbolic link name says.
 func (d *Dir) Readlink(name string) (string, error) {
@@ -196,6 +210,34 @@ func (d *Dir) Rmdir(name string) error {
 		return err
 	}
 	return unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR)
+}
+
+// Rename moves name to the folder to, as newName. What has that name there is
+// replaced, if it is a file.
+func (d *Dir) Rename(name string, to *Dir, newName string) error {
+	if err := errors.Join(check(name), check(newName)); err != nil {
+		return err
+	}
+	return unix.Renameat(d.fd, name, to.fd, newName)
+}
+
+// Names lists what is in the folder, in no order.
+func (d *Dir) Names() ([]string, error) {
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|openFlags, 0)
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var names []string
+	for buf := make([]byte, 32<<10); ; {
+		n, err := retry(func() (int, error) { return unix.ReadDirent(fd, buf) })
+		if err != nil || n <= 0 {
+			return names, err
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	}
 }
 
 // RemoveAll removes name with all that is in it.
@@ -307,24 +349,47 @@ func (f *File) Xattr(attr string) []byte {
 	return buf[:n]
 }
 
+// TakesXattrs reports whether the file system keeps the attributes of users.
+func (f *File) TakesXattrs() bool {
+	_, err := unix.Fgetxattr(f.fd, "user.x", nil)
+	return !errors.Is(err, ErrNotSup)
+}
+
 // Xattrs returns all extended attributes.
 func (f *File) Xattrs() (map[string][]byte, error) {
-	size, err := unix.Flistxattr(f.fd, nil)
+	return xattrs(
+		func(buf []byte) (int, error) { return unix.Flistxattr(f.fd, buf) },
+		func(attr string, buf []byte) (int, error) { return unix.Fgetxattr(f.fd, attr, buf) })
+}
+
+// Xattrs returns all extended attributes of name itself.
+func (d *Dir) Xattrs(name string) (map[string][]byte, error) {
+	if err := check(name); err != nil {
+		return nil, err
+	}
+	path := d.proc(name)
+	return xattrs(
+		func(buf []byte) (int, error) { return unix.Llistxattr(path, buf) },
+		func(attr string, buf []byte) (int, error) { return unix.Lgetxattr(path, attr, buf) })
+}
+
+func xattrs(list func([]byte) (int, error), get func(string, []byte) (int, error)) (map[string][]byte, error) {
+	size, err := list(nil)
 	if err != nil || size == 0 {
 		return nil, ignore(err, ErrNotSup)
 	}
 	names := make([]byte, size)
-	if size, err = unix.Flistxattr(f.fd, names); err != nil {
+	if size, err = list(names); err != nil {
 		return nil, err
 	}
 	attrs := make(map[string][]byte)
 	for name := range strings.SplitSeq(strings.TrimRight(string(names[:size]), "\x00"), "\x00") {
-		n, err := unix.Fgetxattr(f.fd, name, nil)
+		n, err := get(name, nil)
 		if err != nil {
 			return nil, err
 		}
 		value := make([]byte, n)
-		if n, err = unix.Fgetxattr(f.fd, name, value); err != nil {
+		if n, err = get(name, value); err != nil {
 			return nil, err
 		}
 		attrs[name] = value[:n]
@@ -337,14 +402,13 @@ func (d *Dir) SetTimes(atime, mtime time.Time) error {
 	return unix.UtimesNanoAt(d.fd, ".", []unix.Timespec{timespec(atime), timespec(mtime)}, 0)
 }
 
-// Stat describes the open file and says when it was last changed.
-func (f *File) Stat() (Stat, time.Time, error) {
+// Stat describes the open file.
+func (f *File) Stat() (Stat, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(f.fd, &st); err != nil {
-		return Stat{}, time.Time{}, err
+		return Stat{}, err
 	}
-	return Stat{Mode: st.Mode, Rdev: st.Rdev, UID: st.Uid, GID: st.Gid, Size: st.Size},
-		time.Unix(st.Mtim.Unix()), nil
+	return statOf(&st), nil
 }
 
 // Close closes the file.

@@ -33,6 +33,9 @@ func TestNamesStayInTheFolder(t *testing.T) {
 			"Chown":     func() error { return d.Chown(name, 0, 0) },
 			"Chmod":     func() error { return d.Chmod(name, 0) },
 			"Chtimes":   func() error { return d.Chtimes(name, now, now) },
+			"Rename":    func() error { return d.Rename(name, d, "x") },
+			"Rename to": func() error { return d.Rename("x", d, name) },
+			"Xattrs":    func() error { _, err := d.Xattrs(name); return err },
 			"Setxattr":  func() error { return d.Setxattr(name, "user.x", nil) },
 		} {
 			if err := call(); err == nil {
