@@ -56,10 +56,10 @@ func TestVerifyFindsWhatHasChanged(t *testing.T) {
 		"lost attribute":     {func(fs string) error { return syscall.Removexattr(filepath.Join(fs, "bin/su"), "user.a") }, "/bin/su", "user.a is missing"},
 		"further attribute":  {func(fs string) error { return syscall.Setxattr(filepath.Join(fs, "bin"), "user.b", nil, 0) }, "/bin", "user.b, which the archive has not"},
 		"target of a link":   {func(fs string) error { return swap(filepath.Join(fs, "bin/sh"), relink("sudo")) }, "/bin/sh", `it leads to "sudo", not to "su"`},
-		"hard link cut":      {func(fs string) error { return swap(filepath.Join(fs, "bin/sudo"), write("program")) }, "/bin/sudo", "no longer the same file"},
+		"hard link cut":      {func(fs string) error { return swap(filepath.Join(fs, "bin/sudo"), rewrite("program")) }, "/bin/sudo", "no longer the same file"},
 		"device":             {func(fs string) error { return swap(filepath.Join(fs, "null"), device(1, 5)) }, "/null", "the device 1:5, not 1:3"},
-		"type":               {func(fs string) error { return swap(filepath.Join(fs, "null"), write("")) }, "/null", "a regular file, not a character device"},
-		"file too many":      {func(fs string) error { return write("x")(filepath.Join(fs, "bin/new")) }, "/bin/new", "not in the layer's archive"},
+		"type":               {func(fs string) error { return swap(filepath.Join(fs, "null"), rewrite("")) }, "/null", "a regular file, not a character device"},
+		"file too many":      {func(fs string) error { return rewrite("x")(filepath.Join(fs, "bin/new")) }, "/bin/new", "not in the layer's archive"},
 		"whiteout gone":      {func(fs string) error { return os.Remove(filepath.Join(fs, "etc/passwd")) }, "/etc/passwd", "it is missing"},
 		"no longer opaque":   {func(fs string) error { return syscall.Removexattr(filepath.Join(fs, "etc"), opaqueXattr) }, "/etc", "no longer hides"},
 		"folder without one": {func(fs string) error { return os.Chmod(filepath.Join(fs, "var/lib"), 0o700) }, "/var/lib", "its mode is 0700"},
@@ -126,7 +126,7 @@ func relink(target string) func(string) error {
 	return func(path string) error { return os.Symlink(target, path) }
 }
 
-func write(body string) func(string) error {
+func rewrite(body string) func(string) error {
 	return func(path string) error { return os.WriteFile(path, []byte(body), 0o600) }
 }
 

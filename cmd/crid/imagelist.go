@@ -45,12 +45,12 @@ func noImage(ref string) error {
 
 // listImages prints a line for each tag, those of one image one below the other. An
 // image without tags is shown by a name that can be used.
-func (p program) listImages(ctx context.Context, store images, asJSON, digests bool) error {
+func (p program) listImages(ctx context.Context, store images, a imageArgs) error {
 	rows, err := store.List(ctx)
 	if err != nil {
 		return err
 	}
-	if asJSON {
+	if a.json {
 		e := json.NewEncoder(p.out)
 		e.SetIndent("", "  ")
 		return e.Encode(rows)
@@ -60,7 +60,7 @@ func (p program) listImages(ctx context.Context, store images, asJSON, digests b
 	fmt.Fprintln(w, "IMAGE\tIMAGE ID\tSIZE\tPULLED\tPINNED")
 	for _, r := range rows {
 		shown := r.Tags
-		if digests || len(shown) == 0 {
+		if a.digests || len(shown) == 0 {
 			shown = r.names()
 		}
 		if len(shown) == 0 {
@@ -79,9 +79,9 @@ func (p program) listImages(ctx context.Context, store images, asJSON, digests b
 }
 
 // removeImages removes what can be, and says of each what became of it.
-func (p program) removeImages(ctx context.Context, store images, refs []string) error {
+func (p program) removeImages(ctx context.Context, store images, a imageArgs) error {
 	var errs []error
-	for _, ref := range refs {
+	for _, ref := range a.rest {
 		row, err := store.Remove(ctx, ref)
 		if err != nil {
 			errs = append(errs, err)

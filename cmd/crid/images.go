@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
+	"net/url"
+	"os/signal"
 	"strings"
 	"syscall"
 
@@ -18,12 +19,16 @@ import (
 )
 
 // images is a store of images: that of a running crid, or the folder itself.
+// Methods with a bar make it show how far they are.
 type images interface {
-	Import(ctx context.Context, name string, archive io.Reader) ([]imageRow, error)
+	Import(ctx context.Context, name string, archive io.Reader, b *bar) ([]imageRow, error)
+	Export(ctx context.Context, w io.Writer, images []string, format string, b *bar) error
 	List(ctx context.Context) ([]imageRow, error)
-	Pull(ctx context.Context, name string) (id string, err error)
+	Pull(ctx context.Context, name string, b *bar) (id string, err error)
 	// Remove says what it has removed: an image goes with all its names.
 	Remove(ctx context.Context, nameOrID string) (imageRow, error)
+	// Verify calls report for each image; no image means all.
+	Verify(ctx context.Context, images []string, b *bar, report func(*verifiedRow)) error
 	Close()
 }
 
@@ -61,17 +66,35 @@ type daemonImages struct {
 	cri   *criClient
 }
 
-func (d *daemonImages) Import(ctx context.Context, name string, archive io.Reader) ([]imageRow, error) {
-	return d.admin.importImages(ctx, name, archive)
+func (d *daemonImages) Import(ctx context.Context, name string, archive io.Reader, b *bar) ([]imageRow, error) {
+	l, err := d.admin.call(ctx, importPath, url.Values{"name": {name}}, archive, showSteps(b))
+	return l.Images, err
+}
+
+// showSteps shows the steps of an answer's lines, from the first on.
+func showSteps(b *bar) func(adminLine) {
+	var set func([]image.Step)
+	return func(l adminLine) {
+		if set == nil {
+			set = b.latest()
+		}
+		set(l.Steps)
+	}
+}
+
+func (d *daemonImages) Export(ctx context.Context, w io.Writer, images []string, format string, b *bar) error {
+	c := &counter{w: w, size: -1}
+	b.follow(c.steps)
+	return d.admin.export(ctx, c, url.Values{"image": images, "format": {format}}, c.setSize)
 }
 
 func (d *daemonImages) List(ctx context.Context) ([]imageRow, error) {
 	return d.admin.listImages(ctx)
 }
 
-func (d *daemonImages) Pull(ctx context.Context, name string) (string, error) {
-	r, err := d.cri.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: name}})
-	return r.GetImageRef(), plainStatus(err)
+func (d *daemonImages) Pull(ctx context.Context, name string, b *bar) (string, error) {
+	l, err := d.admin.call(ctx, pullPath, url.Values{"name": {name}}, nil, showSteps(b))
+	return l.ID, err
 }
 
 func (d *daemonImages) Remove(ctx context.Context, ref string) (imageRow, error) {
@@ -87,6 +110,18 @@ func (d *daemonImages) Remove(ctx context.Context, ref string) (imageRow, error)
 	return imageRow{ID: i.GetId(), Tags: i.GetRepoTags(), Digests: i.GetRepoDigests()}, plainStatus(err)
 }
 
+func (d *daemonImages) Verify(ctx context.Context, images []string, b *bar, report func(*verifiedRow)) error {
+	show := showSteps(b)
+	_, err := d.admin.call(ctx, verifyPath, url.Values{"image": images}, nil, func(l adminLine) {
+		if l.Verified != nil {
+			report(l.Verified)
+		} else {
+			show(l)
+		}
+	})
+	return err
+}
+
 func (d *daemonImages) Close() { d.cri.close() }
 
 // folderImages is the store in the folder of root, while no crid runs.
@@ -95,17 +130,36 @@ type folderImages struct {
 	unlock func()
 }
 
-func (f *folderImages) Import(ctx context.Context, name string, archive io.Reader) ([]imageRow, error) {
-	found, err := f.store.Import(ctx, archive, image.ImportOptions{Name: name})
+// shown is progress that the bar shows as soon as there is some.
+func shown(b *bar) *image.Progress {
+	p := &image.Progress{}
+	b.follow(p.Steps)
+	return p
+}
+
+func (f *folderImages) Import(ctx context.Context, name string, archive io.Reader, b *bar) ([]imageRow, error) {
+	p := &image.Progress{}
+	before := b.source()
+	b.follow(func() []image.Step { // the archive's own count until layers are unpacked
+		if steps := p.Steps(); len(steps) > 0 || before == nil {
+			return steps
+		}
+		return before()
+	})
+	found, err := f.store.Import(ctx, archive, image.ImportOptions{Name: name, Progress: p})
 	return imageRows(found), err
+}
+
+func (f *folderImages) Export(ctx context.Context, w io.Writer, images []string, format string, b *bar) error {
+	return f.store.Export(ctx, w, image.ExportOptions{Images: images, Format: image.ExportFormat(format), Progress: shown(b)})
 }
 
 func (f *folderImages) List(context.Context) ([]imageRow, error) {
 	return imageRows(f.store.List()), nil
 }
 
-func (f *folderImages) Pull(ctx context.Context, name string) (string, error) {
-	id, err := f.store.Pull(ctx, image.PullRequest{Ref: name})
+func (f *folderImages) Pull(ctx context.Context, name string, b *bar) (string, error) {
+	id, err := f.store.Pull(ctx, image.PullRequest{Ref: name, Progress: shown(b)})
 	return string(id), err
 }
 
@@ -120,78 +174,95 @@ func (f *folderImages) Remove(ctx context.Context, ref string) (imageRow, error)
 	return imageRows([]image.Image{i})[0], f.store.Remove(ctx, ref)
 }
 
+func (f *folderImages) Verify(ctx context.Context, images []string, b *bar, report func(*verifiedRow)) error {
+	return f.store.Verify(ctx, images, shown(b), func(v image.Verification) { report(newVerifiedRow(v)) })
+}
+
 func (f *folderImages) Close() {
 	_ = f.store.Close()
 	f.unlock()
 }
 
+// imageArgs are the arguments of one `crid image` command.
+type imageArgs struct {
+	rest              []string
+	name, out, format string
+	json, digests     bool
+}
+
+// imageCommands are the commands of `crid image`.
+var imageCommands = map[string]struct {
+	takes    string // in words; "" means no arguments
+	min, max int    // of arguments; max 0 means any number
+	do       func(program, context.Context, images, imageArgs) error
+}{
+	"export": {"names or IDs of images", 1, 0, program.exportImages},
+	"import": {"one archive or folder, or - for standard input", 1, 1, program.importImage},
+	"list":   {"", 0, 0, program.listImages},
+	"pull":   {"one name", 1, 1, program.pullImage},
+	"remove": {"names or IDs", 1, 0, program.removeImages},
+	"verify": {"names or IDs of images, or none for all", 0, 0, program.verifyImages},
+}
+
 // imageCommand checks the arguments of `crid image`.
 func (p program) imageCommand(args []string) (action, error) {
+	const commands = "export, import, list, pull, remove and verify"
 	if len(args) == 0 {
-		return nil, usagef("`crid image` takes a command: import, list, pull or remove")
+		return nil, usagef("`crid image` takes a command: there are %s", commands)
 	}
+	command, known := imageCommands[args[0]]
+	if !known && !strings.HasPrefix(args[0], "-") {
+		return nil, usagef("unknown command %q of `crid image`; there are %s", args[0], commands)
+	}
+	var a imageArgs
 	flags := newFlags("crid image " + args[0])
-	name, asJSON, digests := "", false, false
 	switch args[0] {
 	case "import":
-		flags.StringVar(&name, "name", "", "")
+		flags.StringVar(&a.name, "name", "", "")
+	case "export":
+		flags.StringVar(&a.out, "o", "-", "")
+		flags.StringVar(&a.format, "format", string(image.FormatOCI), "")
 	case "list":
-		flags.BoolVar(&asJSON, "json", false, "")
-		flags.BoolVar(&digests, "digests", false, "")
+		flags.BoolVar(&a.json, "json", false, "")
+		flags.BoolVar(&a.digests, "digests", false, "")
 	}
-	rest, err := parseFlags(flags, args[1:])
-	if err != nil {
+	var err error
+	if a.rest, err = parseFlags(flags, args[1:]); err != nil {
 		return nil, err
 	}
-	needs := map[string]string{"import": "one archive, or - for standard input", "list": "", "pull": "one name", "remove": "names or IDs"}
-	what, known := needs[args[0]]
+	n := len(a.rest)
 	switch {
 	case !known:
-		return nil, usagef("unknown command %q of `crid image`; there are import, list, pull and remove", args[0])
-	case what == "" && len(rest) > 0:
-		return nil, noArguments("image "+args[0], rest)
-	case args[0] == "remove" && len(rest) > 0:
-	case what != "" && len(rest) != 1:
-		return nil, usagef("`crid image %s` takes %s, but was given %d arguments", args[0], what, len(rest))
+		return nil, usagef("unknown command %q of `crid image`; there are %s", args[0], commands)
+	case command.takes == "" && n > 0:
+		return nil, noArguments("image "+args[0], a.rest)
+	case n < command.min || command.max > 0 && n > command.max:
+		return nil, usagef("`crid image %s` takes %s, but was given %d arguments", args[0], command.takes, n)
+	case a.format != "" && a.format != string(image.FormatOCI) && a.format != string(image.FormatDocker):
+		return nil, usagef("crid image export: --format is %q; there are %s and %s", a.format, image.FormatOCI, image.FormatDocker)
 	}
 	return configured(func(ctx context.Context, c Config) error {
+		ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+		defer stop()
 		store, err := openImages(ctx, c)
 		if err != nil {
 			return err
 		}
 		defer store.Close()
-		switch args[0] {
-		case "import":
-			return p.importImage(ctx, store, name, rest[0])
-		case "pull":
-			id, err := store.Pull(ctx, rest[0])
-			if err == nil {
-				fmt.Fprintf(p.out, "%s %s\n", id, rest[0])
-			}
-			return err
-		case "remove":
-			return p.removeImages(ctx, store, rest)
+		if err = command.do(p, ctx, store, a); err != nil && ctx.Err() != nil {
+			return errors.New("interrupted")
 		}
-		return p.listImages(ctx, store, asJSON, digests)
+		return err
 	}), nil
 }
 
-func (p program) importImage(ctx context.Context, store images, name, file string) error {
-	archive := p.in
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return fmt.Errorf("open archive: %w", err)
-		}
-		defer f.Close()
-		archive = f
+func (p program) pullImage(ctx context.Context, store images, a imageArgs) error {
+	b := p.showProgress("pull " + a.rest[0])
+	defer b.stop()
+	id, err := store.Pull(ctx, a.rest[0], b)
+	b.stop()
+	if err == nil {
+		fmt.Fprintf(p.out, "%s %s\n", id, a.rest[0])
 	}
-	rows, err := store.Import(ctx, name, archive)
-	if err != nil {
-		return fmt.Errorf("import %s: %w", file, err)
-	}
-	for _, r := range rows {
-		fmt.Fprintf(p.out, "%s %s\n", r.ID, strings.Join(r.Tags, " "))
-	}
-	return nil
+	return err
 }

@@ -29,10 +29,13 @@ usage:
 commands:
   config default                        print the configuration with every key explained
   config check                          read the configuration and say what is wrong
-  image import [--name NAME] FILE|-     take images out of an archive (OCI or docker save)
+  image export [-o FILE] [--format oci|docker] NAME|ID...
+                                        write images as an archive
+  image import [--name NAME] FILE|DIR|- take images out of an archive (OCI or docker save)
   image list [--digests] [--json]       list images; sizes are those of the unpacked files
   image pull NAME                       pull an image
   image remove NAME|ID ...              remove images, each with all its names
+  image verify [NAME|ID...]             compare images, or all, with what they were made from
   registry explain NAME                 say who is asked for an image, how, and whether they answer;
                                         --json, --offline (ask nobody)
   pods                                  list pod sandboxes
