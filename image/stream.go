@@ -33,7 +33,7 @@ func decompress(r io.Reader) (out io.Reader, close func(), err error) {
 			return nil, nil, corrupt("gzip", err)
 		}
 		return &codecReader{z, "gzip"}, func() { z.Close() }, nil
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+	case isZstd(magic):
 		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow))
 		if err != nil {
 			return nil, nil, corrupt("zstd", err)
@@ -41,6 +41,13 @@ func decompress(r io.Reader) (out io.Reader, close func(), err error) {
 		return &codecReader{z, "zstd"}, z.Close, nil
 	}
 	return br, func() {}, nil
+}
+
+// isZstd knows a frame and one to be skipped, which may come first (RFC 8878,
+// section 3.1).
+func isZstd(magic []byte) bool {
+	return bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
+		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18})
 }
 
 // codecReader tells errors in the compressed data from errors of its source,
