@@ -135,7 +135,7 @@ func New(o Options) (*Store, error) {
 	if s.progressTimeout == 0 {
 		s.progressTimeout = 5 * time.Minute
 	}
-	platform := platforms.DefaultSpec()
+	platform := hostPlatform()
 	if o.Platform != nil {
 		platform = platforms.Normalize(*o.Platform)
 	}

@@ -293,7 +293,7 @@ func TestPlatforms(t *testing.T) {
 	srv := newServer(t)
 	var ix v1.ImageIndex = empty.Index
 	ids := make(map[string]ID)
-	for _, p := range []string{"linux/arm/v6", "linux/arm/v7", "linux/amd64", "windows/amd64", "unknown/unknown"} {
+	for _, p := range []string{"linux/arm/v6", "linux/arm/v7", "linux/amd64", "linux/amd64/v2", "linux/amd64/v3", "windows/amd64", "unknown/unknown"} {
 		platform, _ := v1.ParsePlatform(p)
 		img := imageOf(t, layerOf(t, file("platform", p)))
 		ids[p] = idOf(t, img)
@@ -305,7 +305,9 @@ func TestPlatforms(t *testing.T) {
 	}
 	for _, c := range []struct {
 		arch, variant, want string
-	}{{"amd64", "", "linux/amd64"}, {"arm", "v7", "linux/arm/v7"}, {"arm", "v6", "linux/arm/v6"}, {"arm64", "v8", "linux/arm/v7"}, {"s390x", "", ""}} {
+	}{
+		{"amd64", "", "linux/amd64"}, {"amd64", "v2", "linux/amd64/v2"}, {"amd64", "v4", "linux/amd64/v3"}, {"arm", "v8", "linux/arm/v7"}, {"arm", "v7", "linux/arm/v7"}, {"arm", "v6", "linux/arm/v6"}, {"arm64", "v8", "linux/arm/v7"}, {"s390x", "", ""},
+	} {
 		s := newStore(t, func(o *Options) {
 			o.Platform = &ocispec.Platform{OS: "linux", Architecture: c.arch, Variant: c.variant}
 		})
