@@ -34,7 +34,7 @@ var rules = map[string]rule{
 		own: []string{"cri/...", "sandbox/...", "cni", "image/...", "monitor", leafs},
 		other: []string{
 			"google.golang.org/grpc", klog, "github.com/pelletier/go-toml/v2", "github.com/go-logr/logr",
-			"k8s.io/cri-api", "github.com/docker/go-units", // `crid pods` and `crid image` are clients
+			"k8s.io/cri-api", "github.com/docker/go-units", "golang.org/x/term", // `crid pods` and `crid image` are clients
 		},
 	},
 	"cmd/crid-monitor": {
