@@ -26,7 +26,7 @@ help: ## this list
 deps: ## install what building and running need (as root)
 	@hack/deps.sh build run
 
-build: deps bin/crid bin/crid-monitor bin/cni/.made ## bin/crid, bin/crid-monitor and CNI's plugins in bin/cni
+build: deps bin/crid bin/crid-monitor bin/crid-verify bin/cni/.made ## bin/crid, bin/crid-monitor, bin/crid-verify and CNI's plugins in bin/cni
 
 bin/crid: FORCE
 	@echo '== building $@' >&2
@@ -35,6 +35,10 @@ bin/crid: FORCE
 bin/crid-monitor: FORCE
 	@echo '== building $@' >&2
 	@CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags $(MONITOR_TAGS) -ldflags '$(MONITOR_LDFLAGS)' -o $@ ./cmd/crid-monitor
+
+bin/crid-verify: FORCE
+	@echo '== building $@' >&2
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o $@ ./cmd/crid-verify
 
 bin/cni/.made: hack/tools/go.mod hack/tools/go.sum
 	@mkdir -p $(@D)

@@ -63,7 +63,7 @@ compile() {
 	rm -rf "$to"
 	mkdir -p "$to/kernel"
 	make -s --no-print-directory build
-	cp -a bin/crid bin/crid-monitor bin/cni "$to/"
+	cp -a bin/crid bin/crid-monitor bin/crid-verify bin/cni "$to/"
 	go test -c -ldflags '-s -w' -o "$to/e2e.test" ./test/e2e
 	# Each test binary runs in a copy of its package's folder, for its testdata.
 	go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}' \

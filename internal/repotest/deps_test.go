@@ -22,6 +22,17 @@ var programs = []struct {
 			module + "/internal/testutil":            "it is for tests",
 			"testing":                                "it is for tests, and adds flags",
 			"github.com/google/go-containerregistry": "it is for tests and tools",
+			"github.com/sigstore":                    "it costs crid 4.6 MiB of memory at every moment; crid-verify has it",
+		},
+	},
+	{
+		folder: "cmd/crid-verify",
+		never: map[string]string{
+			"github.com/containerd/containerd": "it speaks to no registry",
+			module + "/sandbox":                "it is a filter from standard input to standard output",
+			module + "/cri":                    "it is a filter from standard input to standard output",
+			module + "/monitor":                "it is a filter from standard input to standard output",
+			module + "/internal/testutil":      "it is for tests",
 		},
 	},
 	{

@@ -31,7 +31,7 @@ const (
 // that is the moment to ask where in the picture it stands.
 var rules = map[string]rule{
 	"cmd/crid": {
-		own: []string{"cri/...", "sandbox/...", "cni", "image/...", "monitor", leafs},
+		own: []string{"cri/...", "sandbox/...", "cni", "image", "image/signature", "monitor", leafs},
 		other: []string{
 			"google.golang.org/grpc", klog, "github.com/pelletier/go-toml/v2", "github.com/go-logr/logr",
 			"k8s.io/cri-api", "github.com/docker/go-units", "golang.org/x/term", // `crid pods` and `crid image` are clients
@@ -40,6 +40,8 @@ var rules = map[string]rule{
 	"cmd/crid-monitor": {
 		own: []string{"monitor", "monitor/server", leafs}, other: []string{klog, "github.com/opencontainers/runc/libcontainer"},
 	},
+	// Its tests pull with a store; TestProgramsDoNotLink keeps that out of the program.
+	"cmd/crid-verify": {own: []string{"image", "image/signature", "image/signature/sigstore", "internal/errkind"}},
 	"cri": {
 		own:   []string{"cri/stream", "sandbox", "sandbox/config", "image", "internal/errkind"},
 		other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "google.golang.org/protobuf", klog, "tags.cncf.io/container-device-interface/pkg/parser"},
@@ -83,7 +85,12 @@ var rules = map[string]rule{
 	// Files below a folder that cannot be left, by *at calls; nothing else of image
 	// touches a file of a layer.
 	"image/dirfd": {other: []string{unix}},
-	"monitor":     {own: []string{leafs}, other: []string{specs, klog}},
+	// What a policy file says; signatures are verified in another program.
+	"image/signature": {
+		own: []string{"internal/errkind"}, other: []string{"github.com/distribution/reference", "github.com/opencontainers/go-digest"},
+	},
+	"image/signature/sigstore": {own: []string{"image/signature"}, other: []string{"github.com/sigstore"}},
+	"monitor":                  {own: []string{leafs}, other: []string{specs, klog}},
 	"monitor/server": {
 		own: []string{"monitor", "monitor/server/filter", leafs},
 		other: []string{
@@ -210,6 +217,7 @@ var dangers = []struct {
 	{"google.golang.org/grpc/status", []string{"cri/errors.go", "cmd/crid/pods.go"}},
 	{"google.golang.org/grpc/codes", []string{"cri/errors.go", "cri/interceptor.go"}},
 	{"github.com/containerd/containerd/v2/core/remotes", []string{"image/registry.go"}},
+	{"github.com/sigstore", []string{"image/signature/sigstore/verify.go"}},
 }
 
 func TestOnePlacePerDanger(t *testing.T) {
