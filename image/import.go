@@ -18,6 +18,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/image/dirfd"
+	"github.com/cridproject/crid/image/signature"
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/failpoint"
 )
@@ -53,6 +54,9 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) ([]Ima
 	a, err := spool(ctx, r, dir, s.limits)
 	if err != nil {
 		return nil, fmt.Errorf("read image archive: %w", s.explainFull(err))
+	}
+	if err := s.signatures.ForArchive(a.transport()); err != nil {
+		return nil, err
 	}
 	entries, err := a.entries()
 	if err != nil {
@@ -211,6 +215,14 @@ func (a *archive) read(name string, limit int64) ([]byte, error) {
 		err = errkind.Errorf(errkind.Invalid, "its file %q has more than %d bytes", shorten(name), limit)
 	}
 	return data, err
+}
+
+// transport is what the signature policy calls an archive of this kind.
+func (a *archive) transport() string {
+	if _, ok := a.path(ocispec.ImageIndexFile); ok {
+		return signature.OCIArchive
+	}
+	return signature.DockerArchive
 }
 
 // entries lists the images. An archive that is both an OCI layout and a docker

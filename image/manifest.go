@@ -32,9 +32,10 @@ const (
 // parts is all that an image is made of, with the small parts fetched and all of
 // it checked.
 type parts struct {
-	id     ID
-	config []byte
-	layers []blob // lowest first
+	id      ID
+	digests []digest.Digest // of its manifest and of the indexes above, the outermost first
+	config  []byte
+	layers  []blob // lowest first
 }
 
 // manifestDoc has the fields of a manifest and of an index, so that what a
@@ -51,7 +52,9 @@ type manifestDoc struct {
 
 // fetchParts follows desc, through indexes, to one image for this platform.
 func (s *Store) fetchParts(ctx context.Context, src source, desc ocispec.Descriptor) (*parts, error) {
+	var digests []digest.Digest
 	for range maxIndexDepth {
+		digests = append(digests, desc.Digest)
 		if err := refuseType(desc.MediaType); err != nil {
 			return nil, err
 		}
@@ -68,7 +71,11 @@ func (s *Store) fetchParts(ctx context.Context, src source, desc ocispec.Descrip
 			return nil, err
 		}
 		if !isIndex {
-			return s.fetchConfig(ctx, src, desc, &doc)
+			p, err := s.fetchConfig(ctx, src, desc, &doc)
+			if err == nil {
+				p.digests = digests
+			}
+			return p, err
 		}
 		if desc, err = s.choose(desc.Digest, doc.Manifests); err != nil {
 			return nil, err

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
+	"github.com/cridproject/crid/image/signature"
 	"github.com/cridproject/crid/internal/failpoint"
 )
 
@@ -29,7 +30,8 @@ type PullRequest struct {
 // NotFound: the registry has no such image, or none for this platform. Invalid:
 // the name, or what the registry has, is no image. Unavailable: the registry
 // cannot be reached; when that is why, the text begins with
-// "RegistryUnavailable: ", and must be passed on as it is.
+// "RegistryUnavailable: ", and must be passed on as it is. BadState: the signature
+// policy refuses the image; the text begins with "SignatureValidationFailed: ".
 func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
 	began := time.Now()
 	ref, err := ParseReference(req.Ref)
@@ -43,12 +45,16 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
 	if err := ctx.Err(); err != nil {
 		return "", fmt.Errorf("pull %s: %w", ref, context.Cause(ctx))
 	}
+	rule, err := s.signatures.ForImage(ref.String())
+	if err != nil {
+		return "", err
+	}
 	src, err := connect(ctx, ref, c, s.registryDirs, s.progressTimeout, s.retryPause)
 	if err != nil {
 		return "", err
 	}
 	defer src.close()
-	id, err := s.pull(ctx, src, ref, c.key(), req.Progress)
+	id, err := s.pull(ctx, src, ref, rule, c.key(), req.Progress)
 	if err != nil {
 		return "", pullError(ctx, ref, s.explainFull(err))
 	}
@@ -73,7 +79,7 @@ type namedError struct{ error }
 
 func (e *namedError) Unwrap() error { return e.error }
 
-func (s *Store) pull(ctx context.Context, src *remote, ref Reference, auth digest.Digest, progress *Progress) (ID, error) {
+func (s *Store) pull(ctx context.Context, src *remote, ref Reference, rule *signature.Rule, auth digest.Digest, progress *Progress) (ID, error) {
 	if err := failpoint.Hit("image.pull.resolve"); err != nil {
 		return "", err
 	}
@@ -84,6 +90,10 @@ func (s *Store) pull(ctx context.Context, src *remote, ref Reference, auth diges
 	}
 	p, err := s.fetchParts(ctx, src, desc)
 	if err != nil {
+		return "", err
+	}
+	// Before a byte of a layer, and also when the store has them all.
+	if err := s.checkSignatures(ctx, src, rule, p.digests); err != nil {
 		return "", err
 	}
 	names := []string{ref.withDigest(desc.Digest)}

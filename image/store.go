@@ -36,6 +36,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"k8s.io/klog/v2"
 
+	"github.com/cridproject/crid/image/signature"
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/keylock"
 	"github.com/cridproject/crid/internal/sys"
@@ -54,6 +55,8 @@ type Options struct {
 	WritableLimit   WritableLimit     // of each writable layer that is prepared from now on; see ErrNoLimit
 	FirstProject    uint32            // of 1048576 project IDs for writable layers; 0 means 1<<30
 	Pinned          []string          // images that kubelet is to keep; see ParsePattern
+	// Signatures decides which images may be pulled or imported; nil: all.
+	Signatures *signature.Checker
 }
 
 // Store is the images of a node. New makes one, Close ends it.
@@ -71,6 +74,8 @@ type Store struct {
 	platform     platforms.MatchComparer
 	platformName string
 	limits       Limits
+
+	signatures *signature.Checker // nil accepts all
 
 	lock      *os.File
 	recovered bool // the store is open; immutable from then on
@@ -116,7 +121,7 @@ func New(o Options) (*Store, error) {
 		return nil, errkind.Errorf(errkind.Invalid, "image store: no root folder given")
 	}
 	s := &Store{
-		root: o.Root, registryDirs: o.RegistryDirs, limits: o.Limits,
+		root: o.Root, registryDirs: o.RegistryDirs, limits: o.Limits, signatures: o.Signatures,
 		maxDownloads: o.MaxDownloads, progressTimeout: o.ProgressTimeout, retryPause: firstPause,
 		images: make(map[ID]*record), layers: make(map[digest.Digest]*layer),
 		rootfs: make(map[string]*rootfsRecord), flights: make(map[flightKey]*flight),

@@ -56,7 +56,7 @@ type Config struct {
 
 	CNI       CNIConfig       `toml:"cni" comment:"The pods' network."`
 	Registry  RegistryConfig  `toml:"registry" comment:"Where images come from."`
-	Images    ImagesConfig    `toml:"images" comment:"What is kept of images."`
+	Images    ImagesConfig    `toml:"images" comment:"Which images are accepted, and which are kept."`
 	Streaming StreamingConfig `toml:"streaming" comment:"Where kubelet connects to for exec, attach and port-forward."`
 }
 
@@ -80,9 +80,13 @@ type RegistryConfig struct {
 	ProgressTimeout duration `toml:"progress_timeout" comment:"A pull that gets no byte for so long is given up."`
 }
 
-// ImagesConfig is what is kept of images.
+// ImagesConfig is which images are accepted, and which are kept.
 type ImagesConfig struct {
 	Pinned []string `toml:"pinned" comment:"Images that kubelet does not remove when the disk gets full: names with tag or digest, names\nwithout for all of them, image IDs, or full names with * for any text, such as\n\"registry.k8s.io/*\". They can still be removed by hand."`
+
+	SignaturePolicy string `toml:"signature_policy" comment:"Policy file that says which signatures images must have, in the format of other\ncontainer tools (containers-policy.json(5)); see docs/signatures.md. It and the keys that it\nnames are read for every pull. Empty: every image is accepted."`
+
+	SignatureVerifier string `toml:"signature_verifier" comment:"Program that verifies signatures. Empty: crid-verify beside crid's own program, then in PATH."`
 }
 
 // StreamingConfig is the server of exec, attach and port-forward.
@@ -268,6 +272,8 @@ func (c *Config) validate() *badKey {
 		{"monitor_binary", c.MonitorBinary, true},
 		{"cni.conf_dir", c.CNI.ConfDir, false},
 		{"cni.cache_dir", c.CNI.CacheDir, true},
+		{"images.signature_policy", c.Images.SignaturePolicy, true},
+		{"images.signature_verifier", c.Images.SignatureVerifier, true},
 		{"streaming.tls_cert_file", c.Streaming.TLSCertFile, true},
 		{"streaming.tls_key_file", c.Streaming.TLSKeyFile, true},
 	} {

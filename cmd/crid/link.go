@@ -59,7 +59,7 @@ func monitorSocket(c Config) string { return filepath.Join(c.State, "monitor.soc
 
 func spawnOptions(c Config) monitor.SpawnOptions {
 	return monitor.SpawnOptions{
-		Binary:    monitorBinary(c.MonitorBinary),
+		Binary:    programPath("crid-monitor", c.MonitorBinary),
 		Socket:    monitorSocket(c),
 		StateDir:  filepath.Join(c.State, "monitor"),
 		LogFile:   filepath.Join(c.State, "monitor.log"),
@@ -68,10 +68,9 @@ func spawnOptions(c Config) monitor.SpawnOptions {
 	}
 }
 
-// monitorBinary is the configured program, else the one beside crid's own, else
-// the one in PATH. What is found nowhere is left to the start to complain about.
-func monitorBinary(configured string) string {
-	const name = "crid-monitor"
+// programPath is the configured program, else the one beside crid's own, else the
+// one in PATH. What is found nowhere is left to the start to complain about.
+func programPath(name, configured string) string {
 	if configured != "" {
 		return configured
 	}

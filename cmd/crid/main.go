@@ -166,7 +166,10 @@ func (p program) configCommand(args []string) (action, error) {
 			return err
 		}, nil
 	case "check":
-		return configured(func(context.Context, Config) error {
+		return configured(func(_ context.Context, c Config) error {
+			if _, err := openSignatures(c); err != nil {
+				return usageError{fmt.Errorf("images.signature_policy: %w", err)}
+			}
 			_, err := fmt.Fprintln(p.out, "the configuration is right")
 			return err
 		}), nil

@@ -22,10 +22,10 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs testdata/*.txtar. Beside testscript's own commands there are
-// "exits CODE PROGRAM ARGS...", which checks the exit code, "config FILE", which
-// writes a configuration with all folders below $WORK, and "registry NAME FILE", which
-// starts a server that wants to be asked for a token, and writes its URL for $NAME in FILE;
-// "layout DIR" and "damage" are below.
+// "exits CODE PROGRAM ARGS...", which checks the exit code, "config FILE [POLICY]",
+// which writes a configuration with all folders below $WORK, and with that signature
+// policy, and "registry NAME FILE", which starts a server that wants to be asked for a
+// token, and writes its URL for $NAME in FILE; "layout DIR" and "damage" are below.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -63,6 +63,9 @@ func writeConfig(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	c.Registry.ConfigDirs = []string{ts.MkAbs("certs")}
 	c.CgroupParent, c.CgroupDriver = "/crid-cli-test", driverCgroupfs
+	if len(args) > 1 {
+		c.Images.SignaturePolicy = ts.MkAbs(args[1])
+	}
 	text, err := c.documented()
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), text, 0o600))

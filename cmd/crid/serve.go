@@ -20,6 +20,7 @@ import (
 	"github.com/cridproject/crid/cri"
 	"github.com/cridproject/crid/cri/stream"
 	"github.com/cridproject/crid/image"
+	"github.com/cridproject/crid/image/signature"
 	"github.com/cridproject/crid/internal/quiet"
 	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/sandbox"
@@ -289,7 +290,12 @@ func (c Config) cgroupDriver() string {
 
 // openStore opens the image store. The caller holds the lock of root.
 func openStore(c Config) (*image.Store, error) {
+	signatures, err := openSignatures(c)
+	if err != nil {
+		return nil, err
+	}
 	store, err := image.New(image.Options{
+		Signatures:      signatures,
 		Root:            filepath.Clean(c.Root),
 		RegistryDirs:    c.Registry.ConfigDirs,
 		MaxDownloads:    c.Registry.MaxConcurrentDownloads,
@@ -315,4 +321,15 @@ func measured(s *image.Store) writableLayers {
 		return writableLayers{"by walking them", err.Error()}
 	}
 	return writableLayers{Measured: "by project quota"}
+}
+
+// openSignatures reads the signature policy; nil without one.
+func openSignatures(c Config) (*signature.Checker, error) {
+	if c.Images.SignaturePolicy == "" {
+		return nil, nil
+	}
+	return signature.New(signature.Options{
+		PolicyFile: c.Images.SignaturePolicy,
+		Program:    programPath("crid-verify", c.Images.SignatureVerifier),
+	})
 }
