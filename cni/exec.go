@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/failpoint"
+	"github.com/cridproject/crid/internal/trace"
 	"k8s.io/klog/v2"
 )
 
@@ -40,6 +41,7 @@ type runner struct {
 	binDirs []string
 	limit   time.Duration
 	mark    string // environment variable that every plugin gets; see orphan.go
+	onCall  func(plugin, verb string, took time.Duration, err error)
 }
 
 // FindInPath is part of libcni's interface.
@@ -54,14 +56,17 @@ func (r *runner) FindInPath(plugin string, dirs []string) (string, error) {
 
 // ExecPlugin is part of libcni's interface: it runs a plugin with conf as its
 // stdin and returns its stdout. Its errors are of type *pluginError.
-func (r *runner) ExecPlugin(ctx context.Context, path string, conf []byte, env []string) ([]byte, error) {
+func (r *runner) ExecPlugin(ctx context.Context, path string, conf []byte, env []string) (out []byte, err error) {
 	c := pluginCall{path: path, verb: lookup(env, "CNI_COMMAND"), id: lookup(env, "CNI_CONTAINERID"), began: time.Now()}
+	ctx, end := trace.Start(ctx, "cni.plugin", "plugin", c.name(), "verb", c.verb)
+	defer func() { end(err) }()
 	if err := hit(c.verb, "before"); err != nil {
 		return nil, c.failed(errkind.Other, err)
 	}
-	out, err := c.run(ctx, r.limit, conf, append(env, r.mark))
-	log := klog.FromContext(ctx).V(4)
-	log.Info("Ran CNI plugin", "plugin", c.name(), "verb", c.verb, "sandbox", c.id, "duration", time.Since(c.began), "err", err)
+	out, err = c.run(ctx, r.limit, conf, append(env, r.mark))
+	took := time.Since(c.began)
+	r.onCall(c.name(), c.verb, took, err)
+	klog.FromContext(ctx).V(4).Info("Ran CNI plugin", "plugin", c.name(), "verb", c.verb, "sandbox", c.id, "duration", took, "err", err)
 	if err != nil {
 		return nil, err
 	}

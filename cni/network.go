@@ -35,6 +35,7 @@ import (
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/keylock"
+	"github.com/cridproject/crid/internal/trace"
 	"k8s.io/klog/v2"
 )
 
@@ -47,6 +48,9 @@ type Options struct {
 	BinDirs  []string      // folders of the plugin programs, searched in this order
 	CacheDir string        // libcni's folder for results of ADD; must belong to this Network alone
 	Timeout  time.Duration // limit for one call of one plugin; 0 means two minutes
+	// OnCall is told of each call of a plugin, err being nil for success. It must not
+	// wait. nil means nobody is.
+	OnCall func(plugin, verb string, took time.Duration, err error)
 }
 
 // Network is the network that the configuration folder names, and all those
@@ -84,7 +88,10 @@ func New(o Options) (*Network, error) {
 	if o.Timeout == 0 {
 		o.Timeout = 2 * time.Minute
 	}
-	run := &runner{limit: o.Timeout, binDirs: o.BinDirs, mark: markOf(o.CacheDir)}
+	if o.OnCall == nil {
+		o.OnCall = func(string, string, time.Duration, error) {}
+	}
+	run := &runner{onCall: o.OnCall, limit: o.Timeout, binDirs: o.BinDirs, mark: markOf(o.CacheDir)}
 	n := &Network{
 		confDir: filepath.Clean(o.ConfDir),
 		exec:    run,
@@ -192,8 +199,10 @@ func (a *Attachment) check() error {
 // It is not idempotent: after an error, or when it is not known whether it was
 // called, Detach comes before the next Attach. The error has kind Unavailable
 // or Timeout and names the plugin that failed.
-func (n *Network) Attach(ctx context.Context, a Attachment) (Result, error) {
+func (n *Network) Attach(ctx context.Context, a Attachment) (_ Result, err error) {
 	began := time.Now()
+	ctx, end := trace.Start(ctx, "cni.attach")
+	defer func() { end(err) }()
 	list, rt, err := n.call(ctx, a)
 	if err != nil {
 		return Result{}, err
@@ -220,11 +229,13 @@ func (n *Network) Attach(ctx context.Context, a Attachment) (Result, error) {
 // error; the namespace, the configuration folder and libcni's cache may be gone.
 //
 // After an error Detach may be called again.
-func (n *Network) Detach(ctx context.Context, a Attachment) error {
+func (n *Network) Detach(ctx context.Context, a Attachment) (err error) {
 	began := time.Now()
 	if len(a.Config) == 0 {
 		return nil // never planned, so never attached
 	}
+	ctx, end := trace.Start(ctx, "cni.detach")
+	defer func() { end(err) }()
 	list, rt, err := n.call(ctx, a)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"github.com/cridproject/crid/image/dirfd"
 	"github.com/cridproject/crid/internal/atomicfile"
 	"github.com/cridproject/crid/internal/failpoint"
+	"github.com/cridproject/crid/internal/trace"
 )
 
 // hold keeps the layers from being removed. It reports whether all are there;
@@ -133,7 +134,9 @@ func (s *Store) addDirs(ctx context.Context, diffIDs []digest.Digest) (digest.Di
 // are the image's; on error they are still the caller's. names are canonical
 // references that were looked up after turn was taken; those that another image
 // has are taken from it, unless it got them by a later turn.
-func (s *Store) commit(ctx context.Context, p *parts, names []string, turn uint64) error {
+func (s *Store) commit(ctx context.Context, p *parts, names []string, turn uint64) (err error) {
+	ctx, end := trace.Start(ctx, "image.commit")
+	defer func() { end(err) }()
 	diffIDs := make([]digest.Digest, len(p.layers))
 	for i, b := range p.layers {
 		diffIDs[i] = b.diffID

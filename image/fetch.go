@@ -69,7 +69,8 @@ type download struct {
 	src     source
 	desc    ocispec.Descriptor
 	log     klog.Logger
-	timeout time.Duration // 0 or less means none
+	timeout time.Duration   // 0 or less means none
+	fetched func(bytes int) // is told of what comes
 
 	offset, end int64
 	maySendAll  bool          // a part may become all of the rest, at a server without ranges
@@ -81,7 +82,10 @@ type download struct {
 
 // newDownload starts nothing yet.
 func (s *Store) newDownload(ctx context.Context, src source, desc ocispec.Descriptor) *download {
-	d := &download{ctx: ctx, src: src, desc: desc, log: klog.FromContext(ctx), timeout: s.progressTimeout, end: desc.Size}
+	d := &download{
+		ctx: ctx, src: src, desc: desc, log: klog.FromContext(ctx), timeout: s.progressTimeout, end: desc.Size,
+		fetched: s.observer.Fetched,
+	}
 	if d.end < 0 {
 		d.end = math.MaxInt64 // unknown, as in docker archives
 	}
@@ -97,6 +101,7 @@ func (d *download) Read(p []byte) (int, error) {
 		if n > 0 {
 			d.offset += int64(n)
 			d.tries = 0
+			d.fetched(n)
 			return n, nil // an error comes again, or is mended, at the next read
 		}
 		switch {

@@ -46,3 +46,7 @@ func (s *Store) FsInfo(ctx context.Context) (FsInfo, error) {
 	}
 	return info, nil
 }
+
+// StoredBytes is what the images' layers take of the disk, as FsInfo has it. It
+// waits for nothing, and has nothing looked at.
+func (s *Store) StoredBytes() uint64 { return s.published.Load().used.bytes }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cridproject/crid/image/signature"
 	"github.com/cridproject/crid/internal/failpoint"
+	"github.com/cridproject/crid/internal/trace"
 )
 
 // PullRequest says what to pull.
@@ -32,8 +33,9 @@ type PullRequest struct {
 // cannot be reached; when that is why, the text begins with
 // "RegistryUnavailable: ", and must be passed on as it is. BadState: the signature
 // policy refuses the image; the text begins with "SignatureValidationFailed: ".
-func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
+func (s *Store) Pull(ctx context.Context, req PullRequest) (id ID, err error) {
 	began := time.Now()
+	defer func() { s.observer.Pulled(time.Since(began), err) }()
 	ref, err := ParseReference(req.Ref)
 	if err != nil {
 		return "", err
@@ -54,8 +56,7 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (ID, error) {
 		return "", err
 	}
 	defer src.close()
-	id, err := s.pull(ctx, src, ref, rule, c.key(), req.Progress)
-	if err != nil {
+	if id, err = s.pull(ctx, src, ref, rule, c.key(), req.Progress); err != nil {
 		return "", pullError(ctx, ref, s.explainFull(err))
 	}
 	klog.FromContext(ctx).V(2).Info("Pulled image", "image", id, "ref", ref.String(), "duration", time.Since(began))
@@ -84,11 +85,15 @@ func (s *Store) pull(ctx context.Context, src *remote, ref Reference, rule *sign
 		return "", err
 	}
 	turn := s.turn()
-	desc, err := src.resolve(ctx, ref)
+	step, end := trace.Start(ctx, "image.resolve")
+	desc, err := src.resolve(step, ref)
+	end(err)
 	if err != nil {
 		return "", err
 	}
-	p, err := s.fetchParts(ctx, src, desc)
+	step, end = trace.Start(ctx, "image.manifest", "digest", desc.Digest.String())
+	p, err := s.fetchParts(step, src, desc)
+	end(err)
 	if err != nil {
 		return "", err
 	}
@@ -106,7 +111,9 @@ func (s *Store) pull(ctx context.Context, src *remote, ref Reference, rule *sign
 
 // add fetches the layers and makes the image.
 func (s *Store) add(ctx context.Context, src source, from origin, p *parts, names []string, turn uint64, progress *Progress) error {
-	held, err := s.fetchLayers(ctx, src, from, p.layers, progress)
+	step, end := trace.Start(ctx, "image.layers")
+	held, err := s.fetchLayers(step, src, from, p.layers, progress)
+	end(err)
 	if err == nil {
 		err = failpoint.Hit("image.pull.commit")
 	}
@@ -256,8 +263,10 @@ func (s *Store) leave(ctx context.Context, f *flight, key flightKey) {
 }
 
 // download fetches and stores one layer, and holds it.
-func (s *Store) download(ctx context.Context, src source, b blob, m *meter) error {
+func (s *Store) download(ctx context.Context, src source, b blob, m *meter) (err error) {
 	began := time.Now()
+	ctx, end := trace.Start(ctx, "image.layer", "digest", b.name().String())
+	defer func() { end(err) }()
 	dir, err := s.stage()
 	if err != nil {
 		return err
@@ -279,6 +288,7 @@ func (s *Store) download(ctx context.Context, src source, b blob, m *meter) erro
 	if err := s.storeLayer(dir, meta); err != nil {
 		return err
 	}
+	s.observer.Unpacked(meta.Bytes)
 	klog.FromContext(ctx).V(4).Info("Stored layer", "digest", b.name(), "bytes", meta.Bytes, "duration", time.Since(began))
 	return nil
 }

@@ -57,7 +57,24 @@ type Options struct {
 	Pinned          []string          // images that kubelet is to keep; see ParsePattern
 	// Signatures decides which images may be pulled or imported; nil: all.
 	Signatures *signature.Checker
+	Observer   Observer // nil means that nobody is told
 }
+
+// Observer is told of what a Store does, for figures. It must not wait.
+type Observer interface {
+	// Pulled is the end of a pull; err is nil for success.
+	Pulled(took time.Duration, err error)
+	// Fetched is bytes that came from a registry or archive, as they came.
+	Fetched(bytes int)
+	// Unpacked is a layer that is new in the store, of files of so many bytes.
+	Unpacked(bytes uint64)
+}
+
+type noObserver struct{}
+
+func (noObserver) Pulled(time.Duration, error) {}
+func (noObserver) Fetched(int)                 {}
+func (noObserver) Unpacked(uint64)             {}
 
 // Store is the images of a node. New makes one, Close ends it.
 type Store struct {
@@ -76,6 +93,7 @@ type Store struct {
 	limits       Limits
 
 	signatures *signature.Checker // nil accepts all
+	observer   Observer
 
 	lock      *os.File
 	recovered bool // the store is open; immutable from then on
@@ -121,7 +139,7 @@ func New(o Options) (*Store, error) {
 		return nil, errkind.Errorf(errkind.Invalid, "image store: no root folder given")
 	}
 	s := &Store{
-		root: o.Root, registryDirs: o.RegistryDirs, limits: o.Limits, signatures: o.Signatures,
+		root: o.Root, registryDirs: o.RegistryDirs, limits: o.Limits, signatures: o.Signatures, observer: o.Observer,
 		maxDownloads: o.MaxDownloads, progressTimeout: o.ProgressTimeout, retryPause: firstPause,
 		images: make(map[ID]*record), layers: make(map[digest.Digest]*layer),
 		rootfs: make(map[string]*rootfsRecord), flights: make(map[flightKey]*flight),
@@ -132,6 +150,9 @@ func New(o Options) (*Store, error) {
 	}
 	if s.registryDirs == nil {
 		s.registryDirs = []string{"/etc/crid/certs.d", "/etc/containerd/certs.d"}
+	}
+	if s.observer == nil {
+		s.observer = noObserver{}
 	}
 	if s.maxDownloads <= 0 {
 		s.maxDownloads = 6

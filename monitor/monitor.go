@@ -272,6 +272,11 @@ type DumpReply struct {
 	HeapInUse  uint64
 	LogDropped uint64 // log bytes lost because a log file could not be written
 	LogLimited uint64 // log bytes dropped because of CreateRequest.LogRate
+
+	// Of monitors before these were counted, 0.
+	LogWritten        uint64 // log bytes written
+	LogErrors         uint64 // writes to logs that failed
+	LogLimitedRecords uint64 // as LogLimited
 }
 
 // ShutdownRequest ends a monitor that holds nothing. BadState otherwise.

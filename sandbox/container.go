@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/internal/atomicfile"
+	"github.com/cridproject/crid/internal/trace"
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/sandbox/config"
 )
@@ -207,7 +208,8 @@ func pidMode(c *config.Container, s *config.Sandbox) config.NamespaceMode {
 
 // saveContainer writes the record as change makes it, publishes it and passes
 // the failpoint name. When writing fails nothing has changed.
-func (m *Manager) saveContainer(c *container, name string, change func(*containerRecord) error) error {
+func (m *Manager) saveContainer(ctx context.Context, c *container, name string, change func(*containerRecord) error) error {
+	_, end := trace.Start(ctx, "container.record", "step", name)
 	c.mu.Lock()
 	rec := c.rec
 	err := change(&rec)
@@ -220,6 +222,7 @@ func (m *Manager) saveContainer(c *container, name string, change func(*containe
 		m.tellContainer(c)
 	}
 	c.mu.Unlock()
+	end(err)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/trace"
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/sandbox/config"
 	"github.com/cridproject/crid/sandbox/spec"
@@ -150,7 +151,7 @@ func (m *Manager) runCreate(ctx context.Context, c *container) error {
 // create makes the parts of a container: folders of its root file system, spec,
 // and the container itself, in the monitor.
 func (m *Manager) create(ctx context.Context, c *container) error {
-	if err := m.saveContainer(c, "container.create.record", func(*containerRecord) error { return nil }); err != nil {
+	if err := m.saveContainer(ctx, c, "container.create.record", func(*containerRecord) error { return nil }); err != nil {
 		return err
 	}
 	img, err := m.o.Images.Image(c.config.Image.Ref)
@@ -168,7 +169,10 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 	var volumes imageVolumes
 	err = parallel(ctx,
 		func(ctx context.Context) (err error) {
-			if rootfs, err = m.o.Images.Prepare(ctx, img.ID, string(c.id)); err != nil {
+			step, end := trace.Start(ctx, "container.rootfs")
+			rootfs, err = m.o.Images.Prepare(step, img.ID, string(c.id))
+			end(err)
+			if err != nil {
 				return err
 			}
 			return m.step("container.create.rootfs")
@@ -183,7 +187,9 @@ func (m *Manager) create(ctx context.Context, c *container) error {
 		return err
 	}
 	in.Passwd, in.Group = rootfs.Passwd, rootfs.Group
+	_, end := trace.Start(ctx, "container.spec")
 	built, err := spec.Build(in)
+	end(err)
 	if err != nil {
 		return err
 	}
@@ -232,7 +238,7 @@ func (m *Manager) handOver(ctx context.Context, c *container, request monitor.Cr
 		return err
 	}
 	at := m.createdAt(&c.sandbox.config)
-	err = m.saveContainer(c, "container.create.created", func(r *containerRecord) error {
+	err = m.saveContainer(ctx, c, "container.create.created", func(r *containerRecord) error {
 		if err := context.Cause(ctx); err != nil {
 			return err // it was removed meanwhile
 		}
@@ -293,7 +299,9 @@ func (m *Manager) specInput(c *container, img image.Image) spec.Input {
 
 // lookAtNode fills in what only the node's file systems know: sources of mounts,
 // devices, profiles; and makes the log's folder.
-func (m *Manager) lookAtNode(ctx context.Context, c *container, in *spec.Input) error {
+func (m *Manager) lookAtNode(ctx context.Context, c *container, in *spec.Input) (err error) {
+	ctx, end := trace.Start(ctx, "container.node")
+	defer func() { end(err) }()
 	mounts, err := m.mountSources(ctx, c.config.Mounts)
 	if err != nil {
 		return err
@@ -349,7 +357,7 @@ func (m *Manager) needHolder(ctx context.Context, s *sandbox) error {
 	if h := s.record().Holder; h != nil && h.PID != 0 {
 		return nil
 	}
-	err := m.saveSandbox(s, "sandbox.hold.record", func(r *sandboxRecord) error {
+	err := m.saveSandbox(ctx, s, "sandbox.hold.record", func(r *sandboxRecord) error {
 		if r.Holder == nil {
 			r.Holder = &holderRecord{CgroupsPath: m.cgroupsPath(&s.config, "hold-"+string(s.id))}
 		}

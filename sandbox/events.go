@@ -51,6 +51,7 @@ type events struct {
 	mu          sync.Mutex             // after sandbox.mu and container.mu, before Manager.mu; never held across I/O
 	subscribers map[*subscription]bool // +checklocks:mu
 	last        time.Time              // +checklocks:mu; the newest time that was told
+	dropped     uint64                 // +checklocks:mu; subscribers that were too slow
 	ended       bool                   // +checklocks:mu
 }
 
@@ -105,6 +106,14 @@ func (h *events) reason(s *subscription) error {
 	return s.reason
 }
 
+// Subscribers is how many WatchEvents there are, and how many have ended because
+// they were too slow.
+func (m *Manager) Subscribers() (now int, dropped uint64) {
+	m.events.mu.Lock()
+	defer m.events.mu.Unlock()
+	return len(m.events.subscribers), m.events.dropped
+}
+
 // EndEvents ends all WatchEvents, and those to come at once.
 func (m *Manager) EndEvents() {
 	m.events.mu.Lock()
@@ -143,6 +152,7 @@ func (m *Manager) tell(s *sandbox, id string, kinds []EventKind) {
 			select {
 			case sub.c <- e:
 			default:
+				h.dropped++
 				h.end(sub, errkind.Errorf(errkind.Unavailable,
 					"the client of the events is too slow: %d of them wait for it; list everything and subscribe again", eventRoom))
 			}

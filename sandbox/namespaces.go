@@ -12,6 +12,7 @@ import (
 
 	"github.com/cridproject/crid/internal/atomicfile"
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/trace"
 	"github.com/cridproject/crid/sandbox/config"
 )
 
@@ -76,7 +77,7 @@ var defaultSysctls = map[string]string{
 }
 
 // makeNamespaces pins the namespaces that the sandbox does not share with the node.
-func (m *Manager) makeNamespaces(s *sandbox) error {
+func (m *Manager) makeNamespaces(ctx context.Context, s *sandbox) error {
 	w := &s.config
 	p := Pins{Sysctls: w.Sysctls}
 	if !w.HostNetwork() {
@@ -93,7 +94,10 @@ func (m *Manager) makeNamespaces(s *sandbox) error {
 	if p.Net == "" && p.IPC == "" {
 		return nil
 	}
-	if err := m.o.Kernel.Pin(p); err != nil {
+	_, end := trace.Start(ctx, "sandbox.namespaces")
+	err := m.o.Kernel.Pin(p)
+	end(err)
+	if err != nil {
 		return err
 	}
 	return m.step("sandbox.run.namespaces")
@@ -107,7 +111,9 @@ func (m *Manager) hostname(w *config.Sandbox) string {
 }
 
 // makeFiles makes the sandbox's own files and its /dev/shm.
-func (m *Manager) makeFiles(ctx context.Context, s *sandbox) error {
+func (m *Manager) makeFiles(ctx context.Context, s *sandbox) (err error) {
+	ctx, end := trace.Start(ctx, "sandbox.files")
+	defer func() { end(err) }()
 	w := &s.config
 	if err := os.MkdirAll(m.sandboxDir(s.id), 0o711); err != nil {
 		return fmt.Errorf("make the sandbox's folder: %w", err)

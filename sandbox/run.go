@@ -154,14 +154,14 @@ func (m *Manager) expose(ctx context.Context, s *sandbox) {
 // bringUp makes the parts of a sandbox. The parts do not need each other, but
 // the network its namespace and a PID namespace the user namespace, so they are made side by side.
 func (m *Manager) bringUp(ctx context.Context, s *sandbox) error {
-	if err := m.saveSandbox(s, "sandbox.run.record", func(*sandboxRecord) error { return nil }); err != nil {
+	if err := m.saveSandbox(ctx, s, "sandbox.run.record", func(*sandboxRecord) error { return nil }); err != nil {
 		return err
 	}
 	pinned := make(chan struct{})
 	err := parallel(ctx,
 		func(ctx context.Context) error { return m.makeFiles(ctx, s) },
 		func(ctx context.Context) error {
-			if err := m.makeNamespaces(s); err != nil {
+			if err := m.makeNamespaces(ctx, s); err != nil {
 				return err
 			}
 			close(pinned)
@@ -182,7 +182,7 @@ func (m *Manager) bringUp(ctx context.Context, s *sandbox) error {
 		return err
 	}
 	at := m.createdAt(&s.config)
-	return m.saveSandbox(s, "sandbox.run.ready", func(r *sandboxRecord) error {
+	return m.saveSandbox(ctx, s, "sandbox.run.ready", func(r *sandboxRecord) error {
 		if err := context.Cause(ctx); err != nil {
 			return err // it was stopped meanwhile
 		}
@@ -206,7 +206,7 @@ func (m *Manager) attach(ctx context.Context, s *sandbox) error {
 	if err != nil {
 		return err
 	}
-	err = m.saveSandbox(s, "sandbox.run.attachment", func(r *sandboxRecord) error {
+	err = m.saveSandbox(ctx, s, "sandbox.run.attachment", func(r *sandboxRecord) error {
 		r.Attachment = &a
 		return nil
 	})
@@ -220,7 +220,7 @@ func (m *Manager) attach(ctx context.Context, s *sandbox) error {
 	if err := m.step("sandbox.run.network"); err != nil {
 		return err
 	}
-	return m.saveSandbox(s, "sandbox.run.addresses", func(r *sandboxRecord) error {
+	return m.saveSandbox(ctx, s, "sandbox.run.addresses", func(r *sandboxRecord) error {
 		r.IPs, r.CNIResult = result.IPs, result.Raw
 		return nil
 	})
@@ -282,7 +282,7 @@ func (m *Manager) holdPIDs(ctx context.Context, s *sandbox) error {
 	if err := m.step("sandbox.run.hold"); err != nil {
 		return err
 	}
-	return m.saveSandbox(s, "sandbox.run.holder", func(r *sandboxRecord) error {
+	return m.saveSandbox(ctx, s, "sandbox.run.holder", func(r *sandboxRecord) error {
 		r.Holder = &holderRecord{CgroupsPath: holder.CgroupsPath, PID: reply.PID}
 		return nil
 	})

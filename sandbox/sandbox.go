@@ -18,6 +18,7 @@ import (
 
 	"github.com/cridproject/crid/internal/atomicfile"
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/trace"
 	"github.com/cridproject/crid/sandbox/config"
 )
 
@@ -151,7 +152,8 @@ func (s *sandbox) setHolder(f *os.File) {
 
 // saveSandbox writes the record as change makes it, publishes it and passes the
 // failpoint name. When writing fails nothing has changed.
-func (m *Manager) saveSandbox(s *sandbox, name string, change func(*sandboxRecord) error) error {
+func (m *Manager) saveSandbox(ctx context.Context, s *sandbox, name string, change func(*sandboxRecord) error) error {
+	_, end := trace.Start(ctx, "sandbox.record", "step", name)
 	s.mu.Lock()
 	rec := s.rec
 	err := change(&rec)
@@ -164,6 +166,7 @@ func (m *Manager) saveSandbox(s *sandbox, name string, change func(*sandboxRecor
 		m.tellSandbox(s)
 	}
 	s.mu.Unlock()
+	end(err)
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ func (m *Manager) start(ctx context.Context, c *container, mon Monitor) error {
 			return err
 		}
 	}
-	err := m.saveContainer(c, "container.start.record", func(r *containerRecord) error {
+	err := m.saveContainer(ctx, c, "container.start.record", func(r *containerRecord) error {
 		if r.State.lives() && (c.asked || c.killed) {
 			return errkind.Errorf(errkind.BadState, "start container %s: it is being stopped", c.id.Short())
 		}

@@ -57,7 +57,7 @@ func (m *Manager) updateContainer(ctx context.Context, c *container, mon Monitor
 		}
 		klog.FromContext(ctx).Error(err, "Could not finish a change of resources that was interrupted")
 	}
-	err := m.saveContainer(c, "container.update.record", func(r *containerRecord) error {
+	err := m.saveContainer(ctx, c, "container.update.record", func(r *containerRecord) error {
 		if st := r.State; st != ContainerCreated && st != ContainerRunning {
 			return errkind.Errorf(errkind.BadState, "it is %s; only what is created or running has resources", st.public())
 		}

@@ -18,11 +18,12 @@ import (
 
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/metrics"
 )
 
 // The admin socket carries what CRI has no call for: archives of images going in
 // and out of the store of a running crid, verification, and how far a pull is. It
-// is HTTP on a unix socket that only root may use. All requests are POST and end
+// is HTTP on a unix socket that only root may use. Requests for these are POST and end
 // with their client. Answers are lines of JSON, adminLine, the last of them with
 // Done or Error; only that to export is an archive.
 
@@ -84,8 +85,9 @@ func last(l adminLine, err error) adminLine {
 
 // newAdminServer makes the server of the admin socket. Requests log through
 // ctx's logger and end with their client.
-func newAdminServer(ctx context.Context, store adminStore) *http.Server {
+func newAdminServer(ctx context.Context, store adminStore, m *metrics.Metrics) *http.Server {
 	mux := http.NewServeMux()
+	addDebugging(mux, m)
 	mux.HandleFunc("POST "+importPath, func(w http.ResponseWriter, r *http.Request) {
 		answer(w, func(p *image.Progress, _ func(adminLine)) (adminLine, error) {
 			images, err := store.Import(r.Context(), r.Body, image.ImportOptions{Name: r.URL.Query().Get("name"), Progress: p})
@@ -118,7 +120,7 @@ func newAdminServer(ctx context.Context, store adminStore) *http.Server {
 	mux.HandleFunc("POST "+exportPath, func(w http.ResponseWriter, r *http.Request) { serveExport(w, r, store) })
 	return &http.Server{
 		Handler:           mux,
-		ReadHeaderTimeout: 10 * time.Second, // the body may take as long as its archive does
+		ReadHeaderTimeout: requestTimeout, // the body may take as long as its archive does
 		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ErrorLog:          klog.NewStandardLogger("WARNING"),
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/metrics"
 	"github.com/cridproject/crid/internal/testutil"
 )
 
@@ -83,7 +84,7 @@ func serveAdmin(t *testing.T, store adminStore) (client *adminClient, stop func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := newAdminServer(klog.NewContext(t.Context(), klog.Background()), store)
+	server := newAdminServer(klog.NewContext(t.Context(), klog.Background()), store, metrics.New("v", metrics.Sources{}))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,6 +61,8 @@ type Config struct {
 	Registry  RegistryConfig  `toml:"registry" comment:"Where images come from."`
 	Images    ImagesConfig    `toml:"images" comment:"Which images are accepted, and which are kept."`
 	Streaming StreamingConfig `toml:"streaming" comment:"Where kubelet connects to for exec, attach and port-forward."`
+	Metrics   MetricsConfig   `toml:"metrics" comment:"Figures about crid itself, for Prometheus (docs/metrics.md)."`
+	Tracing   TracingConfig   `toml:"tracing" comment:"Traces of requests and their steps, for OpenTelemetry (docs/debugging.md)."`
 }
 
 // CNIConfig is the pods' network.
@@ -99,6 +104,18 @@ type StreamingConfig struct {
 	TLSKeyFile  string `toml:"tls_key_file"`
 
 	IdleTimeout duration `toml:"idle_timeout" comment:"A connection on which nothing moves for so long is closed. 1s to 168h."`
+}
+
+// MetricsConfig is where figures are served.
+type MetricsConfig struct {
+	Address string `toml:"address" comment:"IP address and port on which /metrics is served by HTTP, such as \"127.0.0.1:9097\". It\nmust be a loopback address: who is to read it from elsewhere needs a proxy that asks who\nthey are. Empty: only the socket admin.sock below state has it."`
+}
+
+// TracingConfig is where traces are sent.
+type TracingConfig struct {
+	Endpoint string `toml:"endpoint" comment:"Host and port of a collector that takes OTLP over gRPC without TLS, such as\n\"127.0.0.1:4317\". Empty: no traces."`
+
+	SamplingRatePerMillion int `toml:"sampling_rate_per_million" comment:"How many of a million requests are traced that come without a trace. Those of a client\nthat traces them, as kubelet does with the key of this name, are traced in any case."`
 }
 
 // Default is the configuration without a file.
@@ -240,7 +257,8 @@ func wrongType(err *toml.DecodeError) string {
 	for suffix, want := range map[string]string{
 		" of type int": "a whole number", " of type string": "text in quotes", " of type bool": "true or false",
 		" of type []string": "a list of texts", " of type main.CNIConfig": "a section", " of type main.RegistryConfig": "a section",
-		" of type main.StreamingConfig": "a section", " of type main.ImagesConfig": "a section",
+		" of type main.StreamingConfig": "a section", " of type main.ImagesConfig": "a section", " of type main.MetricsConfig": "a section",
+		" of type main.TracingConfig": "a section",
 	} {
 		if strings.HasSuffix(text, suffix) {
 			return "must be " + want
@@ -322,7 +340,7 @@ func (c *Config) validate() *badKey {
 	case c.Registry.MaxConcurrentDownloads < 1 || c.Registry.MaxConcurrentDownloads > 64:
 		return &badKey{"registry.max_concurrent_downloads", fmt.Sprintf("is %d, must be between 1 and 64", c.Registry.MaxConcurrentDownloads)}
 	}
-	if bad := c.Streaming.validate(); bad != nil {
+	if bad := cmp.Or(c.Streaming.validate(), c.Metrics.validate(), c.Tracing.validate()); bad != nil {
 		return bad
 	}
 	const week = 7 * 24 * time.Hour
@@ -356,6 +374,28 @@ func (c *StreamingConfig) validate() *badKey {
 	}
 	if c.Port < 0 || c.Port > 65535 {
 		return &badKey{"streaming.port", fmt.Sprintf("is %d, must be between 0 and 65535", c.Port)}
+	}
+	return nil
+}
+
+func (c *MetricsConfig) validate() *badKey {
+	at, err := netip.ParseAddrPort(c.Address)
+	switch {
+	case c.Address == "":
+	case err != nil:
+		return &badKey{"metrics.address", fmt.Sprintf("is %q, must be an IP address and a port, such as \"127.0.0.1:9097\"", c.Address)}
+	case !at.Addr().IsLoopback():
+		return &badKey{"metrics.address", fmt.Sprintf("is %q, which others can reach without saying who they are: listen on 127.0.0.1, behind a proxy if need be", c.Address)}
+	}
+	return nil
+}
+
+func (c *TracingConfig) validate() *badKey {
+	if host, port, err := net.SplitHostPort(c.Endpoint); c.Endpoint != "" && (err != nil || host == "" || port == "") {
+		return &badKey{"tracing.endpoint", fmt.Sprintf("is %q, must be a host and a port, such as \"127.0.0.1:4317\"", c.Endpoint)}
+	}
+	if c.SamplingRatePerMillion < 0 || c.SamplingRatePerMillion > 1_000_000 {
+		return &badKey{"tracing.sampling_rate_per_million", fmt.Sprintf("is %d, must be between 0 and 1000000", c.SamplingRatePerMillion)}
 	}
 	return nil
 }

@@ -52,7 +52,7 @@ func openImages(ctx context.Context, c Config) (images, error) {
 		}
 		return nil, err
 	}
-	store, err := openStore(c)
+	store, err := openStore(c, nil)
 	if err != nil {
 		unlock()
 		return nil, err

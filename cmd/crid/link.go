@@ -5,11 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/pprof"
 	"sync/atomic"
-	"syscall"
-
-	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/monitor"
@@ -19,8 +15,10 @@ import (
 // link is the connection to the monitor, as last made. The manager makes it,
 // again whenever it is lost; here is only who looks on.
 type link struct {
-	options monitor.SpawnOptions
-	current atomic.Pointer[monitor.Client]
+	options  monitor.SpawnOptions
+	traced   bool // its calls are steps of requests
+	current  atomic.Pointer[monitor.Client]
+	restarts atomic.Uint64 // how often another process was found than before
 }
 
 // connect finds the monitor that runs, or starts one.
@@ -31,7 +29,12 @@ func (l *link) connect(ctx context.Context, onExit func(monitor.Exit)) (sandbox.
 	if err != nil {
 		return nil, err
 	}
-	l.current.Store(c)
+	if old := l.current.Swap(c); old != nil && old.Peer().PID != c.Peer().PID {
+		l.restarts.Add(1)
+	}
+	if l.traced {
+		return &tracedMonitor{c}, nil
+	}
 	return c, nil
 }
 
@@ -47,12 +50,23 @@ func (l *link) status() error {
 	return errkind.Errorf(errkind.Unavailable, "crid-monitor is not there; its log is %s", l.options.LogFile)
 }
 
-// dump is the monitor's own figures.
-func (l *link) dump(ctx context.Context) (any, error) {
+// figures is the monitor's own.
+func (l *link) figures(ctx context.Context) (monitor.DumpReply, error) {
 	if err := l.status(); err != nil {
-		return nil, err
+		return monitor.DumpReply{}, err
 	}
 	return l.current.Load().Dump(ctx)
+}
+
+// dump is figures, for those who only show them.
+func (l *link) dump(ctx context.Context) (any, error) { return l.figures(ctx) }
+
+// pid is the monitor's process ID.
+func (l *link) pid() (int, error) {
+	if err := l.status(); err != nil {
+		return 0, err
+	}
+	return l.current.Load().Peer().PID, nil
 }
 
 func monitorSocket(c Config) string { return filepath.Join(c.State, "monitor.sock") }
@@ -84,22 +98,4 @@ func programPath(name, configured string) string {
 		return path
 	}
 	return name
-}
-
-// answerSignals answers those signals that do not end crid, until ctx ends.
-func answerSignals(ctx context.Context, signals <-chan os.Signal) {
-	log := klog.FromContext(ctx)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case s := <-signals:
-			if s == syscall.SIGHUP {
-				log.Info("Ignored SIGHUP: a changed configuration takes a restart, containers run on")
-				continue
-			}
-			log.Info("Asked by SIGUSR1 for all goroutines, they follow")
-			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
-		}
-	}
 }

@@ -21,8 +21,10 @@ import (
 	"github.com/cridproject/crid/cri/stream"
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/image/signature"
+	"github.com/cridproject/crid/internal/metrics"
 	"github.com/cridproject/crid/internal/quiet"
 	"github.com/cridproject/crid/internal/sys"
+	"github.com/cridproject/crid/internal/trace/otlp"
 	"github.com/cridproject/crid/sandbox"
 	"github.com/cridproject/crid/sandbox/spec/cdi"
 	"github.com/cridproject/crid/sandbox/spec/host"
@@ -48,6 +50,9 @@ type daemon struct {
 	streams *stream.Server
 	server  *grpc.Server
 	admin   *http.Server
+	metrics *metrics.Metrics
+	tracing *otlp.Exporter // nil without
+	scraped *scrapeServer  // nil without an address of its own
 
 	quiet      quiet.Collector
 	background sync.WaitGroup
@@ -81,7 +86,7 @@ func (p program) serve(ctx context.Context, c Config) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	d.background.Go(func() { answerSignals(ctx, signals) })
+	d.background.Go(func() { answerSignals(ctx, signals, p.err) })
 	cri, admin, err := d.build(ctx)
 	if err != nil {
 		stop()
@@ -137,6 +142,13 @@ func (d *daemon) folders() error {
 
 func (d *daemon) parts(ctx context.Context) error {
 	c := d.config
+	d.metrics = d.newMetrics()
+	if err := d.startTracing(ctx); err != nil {
+		return err
+	}
+	if err := d.listenForScrapes(ctx); err != nil {
+		return err
+	}
 	facts, err := host.Probe()
 	if err != nil {
 		return err
@@ -144,7 +156,7 @@ func (d *daemon) parts(ctx context.Context) error {
 	driver := c.cgroupDriver()
 	klog.FromContext(ctx).Info("Looked at the node", "cgroups", sys.CgroupMode().String(), "cgroupDriver", driver,
 		"controllers", facts.Controllers, "appArmor", facts.HasAppArmor, "seLinux", facts.HasSELinux, "minOOMScoreAdj", facts.MinOOMScoreAdj)
-	if d.images, err = openStore(c); err != nil {
+	if d.images, err = openStore(c, d.metrics); err != nil {
 		return err
 	}
 	d.closers = append(d.closers, func() { _ = d.images.Close() })
@@ -152,6 +164,7 @@ func (d *daemon) parts(ctx context.Context) error {
 	klog.FromContext(ctx).Info("Looked at the file system of root", "writableLayersMeasured", layers.Measured, "reason", layers.Reason)
 	d.network, err = cni.New(cni.Options{
 		ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, CacheDir: c.CNI.CacheDir, Timeout: c.CNI.Timeout.Duration,
+		OnCall: d.metrics.CNICall,
 	})
 	if err != nil {
 		return err
@@ -194,13 +207,15 @@ func (d *daemon) parts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	observers := d.observers()
 	d.server = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.ChainUnaryInterceptor(cri.UnaryInterceptor(log), afterWork(&d.quiet)), grpc.StreamInterceptor(cri.StreamInterceptor(log)),
+		grpc.ChainUnaryInterceptor(cri.UnaryInterceptor(log, observers...), afterWork(&d.quiet)),
+		grpc.StreamInterceptor(cri.StreamInterceptor(log, observers...)),
 	)
 	server.Register(d.server)
 	d.quiet.Worked() // what recovery has left
-	d.admin = newAdminServer(ctx, d.images)
+	d.admin = newAdminServer(ctx, d.images, d.metrics)
 	return nil
 }
 
@@ -213,13 +228,16 @@ type verboseConfig struct {
 
 // run serves until ctx ends or a server fails.
 func (d *daemon) run(ctx context.Context, stop context.CancelFunc, criSocket, adminSocket net.Listener) error {
-	failed := make(chan error, 4)
+	failed := make(chan error, 5)
 	streamCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	endStreams := func() { cancel(errors.New("crid is ending")) }
 	defer endStreams()
 	d.background.Go(func() { failed <- d.streams.Serve(streamCtx) })
 	d.background.Go(func() { failed <- d.server.Serve(criSocket) })
 	d.background.Go(func() { failed <- d.admin.Serve(adminSocket) })
+	if d.scraped != nil {
+		d.background.Go(func() { failed <- d.scraped.serve() })
+	}
 	d.background.Go(func() {
 		if err := d.network.Watch(ctx); err != nil && ctx.Err() == nil {
 			failed <- err
@@ -265,6 +283,9 @@ func (d *daemon) drain(endStreams func()) {
 		d.server.Stop()
 		<-done
 	}
+	if d.scraped != nil {
+		_ = d.scraped.http.Close()
+	}
 	endStreams()
 	d.background.Wait()
 }
@@ -289,7 +310,7 @@ func (c Config) cgroupDriver() string {
 }
 
 // openStore opens the image store. The caller holds the lock of root.
-func openStore(c Config) (*image.Store, error) {
+func openStore(c Config, o image.Observer) (*image.Store, error) {
 	signatures, err := openSignatures(c)
 	if err != nil {
 		return nil, err
@@ -303,6 +324,7 @@ func openStore(c Config) (*image.Store, error) {
 		WritableLimit:   image.WritableLimit{Bytes: uint64(c.WritableLayerLimit), Inodes: uint64(c.WritableLayerInodeLimit)},
 		FirstProject:    uint32(c.FirstProjectID),
 		Pinned:          c.Images.Pinned,
+		Observer:        o,
 	})
 	if errors.Is(err, image.ErrNoLimit) {
 		return nil, fmt.Errorf("writable_layer_limit and writable_layer_inode_limit must be 0, or the file system of root be another: %w", err)

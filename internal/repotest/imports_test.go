@@ -99,19 +99,26 @@ var rules = map[string]rule{
 			"github.com/containerd/console", "github.com/moby/sys",
 		},
 	},
-	"monitor/server/filter": {other: []string{unix, klog}},
-	"internal":              {own: []string{"internal/errkind"}},
-	"internal/cgstat":       {own: []string{"internal/sys"}},
-	"internal/sys":          {own: []string{"internal/errkind"}, other: []string{unix}},
-	"internal/testutil":     {own: []string{"internal/sys", "internal/errkind"}},
-	"test":                  {own: []string{leafs}, other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "github.com/google/go-containerregistry"}},
+	"monitor/server/filter":        {other: []string{unix, klog}},
+	"internal":                     {own: []string{"internal/errkind"}},
+	"internal/metrics":             {own: []string{"internal/errkind"}, other: []string{"github.com/prometheus/client_golang"}},
+	"internal/trace":               {other: []string{"go.opentelemetry.io/otel"}},
+	"internal/trace/otlp/otlptest": {other: []string{"go.opentelemetry.io/proto/otlp", "google.golang.org/grpc"}},
+	"internal/trace/otlp":          {own: []string{"internal/trace"}, other: []string{"go.opentelemetry.io/otel", klog}},
+	"internal/cgstat":              {own: []string{"internal/sys"}},
+	"internal/sys":                 {own: []string{"internal/errkind"}, other: []string{unix}},
+	"internal/testutil":            {own: []string{"internal/sys", "internal/errkind"}},
+	"test":                         {own: []string{leafs}, other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "github.com/google/go-containerregistry"}},
 	// Programs of the build: they make images, or are clients of crid.
 	"hack": {own: []string{leafs}, other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "github.com/google/go-containerregistry"}},
 }
 
-// ruleFor is the rule of the nearest folder above that has one. A package xtest
+// ruleFor is a folder's own rule, or that of the nearest above that has one. A package xtest
 // beside x holds its fakes: it may import what x may, the fakes of that, and x.
 func ruleFor(folder string) (r rule, found bool) {
+	if r, ok := rules[folder]; ok {
+		return r, true
+	}
 	if base := path.Base(folder); strings.HasSuffix(base, "test") && base == path.Base(path.Dir(folder))+"test" {
 		parent := path.Dir(folder)
 		r, found = ruleFor(parent)

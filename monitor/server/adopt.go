@@ -84,12 +84,12 @@ func (s *Server) adopt(ctx context.Context, r monitor.AdoptRequest, h *monitor.H
 	if c.pidfd, err = adoptPidfd(h, r.PID, start, hasExit); err != nil {
 		return err
 	}
-	log, _, err := openLog(r.Create.LogPath, &s.logDropped)
+	log, _, err := openLog(r.Create.LogPath, &s.logs)
 	if err != nil {
 		// Better without a log than without a parent.
 		klog.FromContext(ctx).Error(err, "Lost log of a container, will try again with what it writes next", "container", r.ID)
 	}
-	log.limit = newLogLimit(r.Create.LogRate, &s.logLimited)
+	log.limit = newLogLimit(r.Create.LogRate, &s.logs)
 	s.o.Store.complete(r.ID, h)
 	if c.io, err = adoptStdio(log, &r.Create, h); err != nil {
 		log.close()

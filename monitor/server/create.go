@@ -36,11 +36,11 @@ func (s *Server) create(ctx context.Context, r monitor.CreateRequest) (_ reply, 
 		return reply{}, errkind.Errorf(errkind.Exists, "container %s exists", r.ID)
 	}
 	c := &container{id: r.ID, rootfs: s.rootfs(r.ID), exited: make(chan struct{}), execs: map[string]*execProc{}}
-	log, made, err := openLog(r.LogPath, &s.logDropped)
+	log, made, err := openLog(r.LogPath, &s.logs)
 	if err != nil {
 		return reply{}, err
 	}
-	log.limit = newLogLimit(r.LogRate, &s.logLimited)
+	log.limit = newLogLimit(r.LogRate, &s.logs)
 	defer func() {
 		if err != nil {
 			log.close()

@@ -134,15 +134,23 @@ func record(out, head []byte, tag byte, a, b []byte, flush func([]byte)) (o, res
 	return out, a[na:], b[nb:]
 }
 
+// logCounts is what becomes of all that containers write, in bytes of log files
+// where nothing else is said.
+type logCounts struct {
+	written, dropped, limited atomic.Uint64
+	failed                    atomic.Uint64 // writes
+	limitedRecords            atomic.Uint64
+}
+
 // criLog is the log file of one container. Both streams write to it.
 //
 // A log that cannot be written does not stop the container: what cannot be
 // written is dropped and counted, and the next batch is tried again. The first that
 // can be written comes after a record that says how much is missing.
 type criLog struct {
-	path    string // "" means that there is no log
-	dropped *atomic.Uint64
-	limit   *logLimit // nil without
+	path   string // "" means that there is no log
+	counts *logCounts
+	limit  *logLimit // nil without
 
 	mu      sync.Mutex // held across write(2): it keeps batches whole and reopen exact
 	f       *os.File   // +checklocks:mu; nil while it cannot be opened, and after close
@@ -156,8 +164,8 @@ type criLog struct {
 // openLog opens the log for appending and makes the folders above it. It says
 // whether it made the file. On error l may be used all the same: it is tried
 // again with what is written next.
-func openLog(path string, dropped *atomic.Uint64) (l *criLog, made bool, err error) {
-	l = &criLog{path: path, dropped: dropped}
+func openLog(path string, counts *logCounts) (l *criLog, made bool, err error) {
+	l = &criLog{path: path, counts: counts}
 	if path == "" {
 		return l, false, nil
 	}
@@ -205,12 +213,12 @@ func (l *criLog) write(ctx context.Context, records []byte) {
 		}
 		l.f = f
 	}
-	if !l.confess(ctx, records) {
-		l.dropped.Add(uint64(len(records)))
-		l.missing += len(records)
+	if err := l.confess(ctx, records); err != nil {
+		l.lost(ctx, len(records), err)
 		return
 	}
 	n, err := l.f.Write(records)
+	l.counts.written.Add(uint64(max(n, 0)))
 	if err == nil {
 		l.failing = false
 		return
@@ -220,9 +228,9 @@ func (l *criLog) write(ctx context.Context, records []byte) {
 }
 
 // confess writes what has to precede next: the end of a record that was cut, so that
-// readers find the next one, and how much is missing. False means that there is no
-// room for it. Preconditions: mu is held, the file is open.
-func (l *criLog) confess(ctx context.Context, next []byte) bool {
+// readers find the next one, and how much is missing. Preconditions: mu is held, the
+// file is open.
+func (l *criLog) confess(ctx context.Context, next []byte) error {
 	var text []byte
 	if l.torn {
 		text = append(text, '\n')
@@ -232,18 +240,18 @@ func (l *criLog) confess(ctx context.Context, next []byte) bool {
 		text = fmt.Appendf(text, "F [crid: lost %d bytes of this log: %v]\n", l.missing, l.cause)
 	}
 	if len(text) == 0 {
-		return true
+		return nil
 	}
 	n, err := l.f.Write(text)
 	if err != nil {
 		l.torn = l.torn && n == 0 || n > 0 && text[n-1] != '\n'
-		return false
+		return err
 	}
 	if l.missing > 0 {
 		klog.FromContext(ctx).Info("Could write a container's log again", "path", l.path, "lost", l.missing)
 	}
 	l.torn, l.missing, l.cause = false, 0, nil
-	return true
+	return nil
 }
 
 // prefixLen is the length of what a record has before its tag.
@@ -254,7 +262,8 @@ func prefixLen(record []byte) int {
 
 // lost counts what could not be written, and says so once. Preconditions: mu is held.
 func (l *criLog) lost(ctx context.Context, n int, err error) {
-	l.dropped.Add(uint64(n))
+	l.counts.dropped.Add(uint64(n))
+	l.counts.failed.Add(1)
 	l.missing, l.cause = l.missing+n, err
 	if path := (*os.PathError)(nil); errors.As(err, &path) {
 		l.cause = path.Err // the node's paths are not for who reads the log

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -124,9 +123,9 @@ func FuzzRecords(f *testing.F) {
 }
 
 func TestLogFile(t *testing.T) {
-	var dropped atomic.Uint64
+	var counts logCounts
 	path := filepath.Join(t.TempDir(), "a/b/c.log")
-	l, made, err := openLog(path, &dropped)
+	l, made, err := openLog(path, &counts)
 	if err != nil || !made {
 		t.Fatalf("openLog = %v, %v, want made", made, err)
 	}
@@ -159,22 +158,28 @@ func TestLogFile(t *testing.T) {
 	if b, err := os.ReadFile(moved); string(b) != "one\ntwo\n" {
 		t.Errorf("old file = %q, %v, want one, two", b, err)
 	}
-	if n := dropped.Load(); n != 0 {
+	if n := counts.dropped.Load(); n != 0 {
 		t.Errorf("dropped %d bytes, want 0", n)
+	}
+	if n := counts.written.Load(); n != uint64(len("onetwothreefour")+4) {
+		t.Errorf("written %d bytes, want all up to the end", n)
 	}
 }
 
 func TestLogDiskFull(t *testing.T) {
-	var dropped atomic.Uint64
-	l, made, err := openLog("/dev/full", &dropped)
+	var counts logCounts
+	l, made, err := openLog("/dev/full", &counts)
 	if err != nil || made {
 		t.Fatalf("openLog = %v, %v, want not made", made, err)
 	}
 	defer l.close()
 	l.write(t.Context(), []byte("t stdout F lost\n"))
 	l.write(t.Context(), []byte("t stdout F lost\n"))
-	if n := dropped.Load(); n != 32 {
+	if n := counts.dropped.Load(); n != 32 {
 		t.Errorf("dropped %d bytes, want 32", n)
+	}
+	if failed, written := counts.failed.Load(), counts.written.Load(); failed != 2 || written != 0 {
+		t.Errorf("%d writes failed and %d bytes were written, want 2 and 0", failed, written)
 	}
 	// A record was cut short: what comes next begins on a line of its own.
 	path := filepath.Join(t.TempDir(), "log")
@@ -224,8 +229,8 @@ func BenchmarkRecords(b *testing.B) {
 
 // BenchmarkStream is the way from a pipe to a file.
 func BenchmarkStream(b *testing.B) {
-	var dropped atomic.Uint64
-	log, _, err := openLog(filepath.Join(b.TempDir(), "log"), &dropped)
+	var counts logCounts
+	log, _, err := openLog(filepath.Join(b.TempDir(), "log"), &counts)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -76,10 +75,10 @@ func TestRotationUnderLoad(t *testing.T) {
 }
 
 // logTo is a stream that logs to path, and where to write.
-func logTo(t *testing.T, ctx context.Context, path string, limit *logLimit) (s *stream, w *os.File, dropped *atomic.Uint64) {
+func logTo(t *testing.T, ctx context.Context, path string, limit *logLimit) (s *stream, w *os.File, counts *logCounts) {
 	t.Helper()
-	dropped = new(atomic.Uint64)
-	log, _, err := openLog(path, dropped)
+	counts = new(logCounts)
+	log, _, err := openLog(path, counts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +94,7 @@ func logTo(t *testing.T, ctx context.Context, path string, limit *logLimit) (s *
 		<-s.done
 		log.close()
 	})
-	return s, w, dropped
+	return s, w, counts
 }
 
 // TestLogOnFullDisk: what does not fit is lost, the writer does not notice, one
@@ -110,7 +109,7 @@ func TestLogOnFullDisk(t *testing.T) {
 	logger := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))
 	ctx := klog.NewContext(t.Context(), logger)
 	path := filepath.Join(dir, "log")
-	s, w, dropped := logTo(t, ctx, path, nil)
+	s, w, counts := logTo(t, ctx, path, nil)
 	const lines = 100000
 	for i := range lines {
 		if _, err := fmt.Fprintln(w, i); err != nil {
@@ -128,8 +127,8 @@ func TestLogOnFullDisk(t *testing.T) {
 			t.Fatalf("record %d = %q", i, l)
 		}
 	}
-	if dropped.Load() == 0 || whole == 0 || whole >= lines {
-		t.Errorf("%d records were written, %d bytes counted as lost, want some each", whole, dropped.Load())
+	if counts.dropped.Load() == 0 || whole == 0 || whole >= lines {
+		t.Errorf("%d records were written, %d bytes counted as lost, want some each", whole, counts.dropped.Load())
 	}
 	// As kubelet makes room: the file goes, and the log is opened anew.
 	if err := os.Remove(path); err != nil {
@@ -143,7 +142,7 @@ func TestLogOnFullDisk(t *testing.T) {
 	fmt.Fprintln(w, "and again")
 	s.drain(ctx)
 	b, err = os.ReadFile(path)
-	if want := fmt.Sprintf("stdout F [crid: lost %d bytes of this log: no space left on device]\nstdout F again\nstdout F and again\n", dropped.Load()); err != nil || texts(string(b)) != want {
+	if want := fmt.Sprintf("stdout F [crid: lost %d bytes of this log: no space left on device]\nstdout F again\nstdout F and again\n", counts.dropped.Load()); err != nil || texts(string(b)) != want {
 		t.Errorf("log with room again = %q, %v, want %q", texts(string(b)), err, want)
 	}
 	said := logger.GetSink().(ktesting.Underlier).GetBuffer().String()
@@ -155,8 +154,8 @@ func TestLogOnFullDisk(t *testing.T) {
 func TestLogLimit(t *testing.T) {
 	records := bytes.Repeat([]byte("2016-10-06T00:17:09.669794202Z stdout F text of it\n"), 20) // 51 bytes each
 	const one = 51
-	var dropped atomic.Uint64
-	l := newLogLimit(10*one, &dropped)
+	var counts logCounts
+	l := newLogLimit(10*one, &counts)
 	at := logTime
 	for i, step := range []struct {
 		after time.Duration
@@ -174,7 +173,7 @@ func TestLogLimit(t *testing.T) {
 			t.Errorf("step %d: %d bytes may be written, want %d records", i, got, step.want)
 		}
 	}
-	if newLogLimit(0, &dropped) != nil {
+	if newLogLimit(0, &counts) != nil {
 		t.Error("a rate of 0 makes a limit")
 	}
 	// A record that is longer than what a second allows is not held back for ever.
@@ -187,9 +186,9 @@ func TestLogLimit(t *testing.T) {
 // TestLogLimitSaysWhatIsLost: each record is in the log or counted in a notice,
 // and the notices come without that anything more is written.
 func TestLogLimitSaysWhatIsLost(t *testing.T) {
-	var limited atomic.Uint64
+	var limited logCounts
 	path := filepath.Join(t.TempDir(), "log")
-	_, w, dropped := logTo(t, t.Context(), path, newLogLimit(20000, &limited))
+	_, w, counts := logTo(t, t.Context(), path, newLogLimit(20000, &limited))
 	const lines = 50000
 	for i := range lines {
 		fmt.Fprintln(w, i)
@@ -217,7 +216,8 @@ func TestLogLimitSaysWhatIsLost(t *testing.T) {
 	if kept == 0 || lost == 0 {
 		t.Errorf("%d records are there and %d said to be lost, want some each", kept, lost)
 	}
-	if int(limited.Load()) != bytesLost || dropped.Load() != 0 {
-		t.Errorf("counted %d bytes as over the limit and %d as lost, want %d and 0", limited.Load(), dropped.Load(), bytesLost)
+	if int(limited.limited.Load()) != bytesLost || int(limited.limitedRecords.Load()) != lost || counts.dropped.Load() != 0 {
+		t.Errorf("counted %d bytes in %d records as over the limit and %d as lost, want %d, %d and 0",
+			limited.limited.Load(), limited.limitedRecords.Load(), counts.dropped.Load(), bytesLost, lost)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -18,8 +17,8 @@ const logNotice = time.Second
 // It lets through what one second allows at once. Then nothing, until half of
 // that is free again: so what is lost is lost in pieces, each with one notice.
 type logLimit struct {
-	rate    int64          // bytes a second, of the file
-	dropped *atomic.Uint64 // bytes
+	rate   int64 // bytes a second, of the file
+	counts *logCounts
 
 	mu   sync.Mutex
 	left int64     // +checklocks:mu; bytes; below 0 after a record that was longer
@@ -28,11 +27,11 @@ type logLimit struct {
 }
 
 // newLogLimit is nil for a rate of 0.
-func newLogLimit(rate int64, dropped *atomic.Uint64) *logLimit {
+func newLogLimit(rate int64, counts *logCounts) *logLimit {
 	if rate <= 0 {
 		return nil
 	}
-	return &logLimit{rate: rate, dropped: dropped, left: rate}
+	return &logLimit{rate: rate, counts: counts, left: rate}
 }
 
 // take says how many bytes of records, which are whole ones, may be written.
@@ -83,12 +82,14 @@ func (s *stream) put(ctx context.Context, records []byte) {
 	if len(rest) == 0 {
 		return
 	}
-	l.dropped.Add(uint64(len(rest)))
+	over := bytes.Count(rest, []byte{'\n'})
+	l.counts.limited.Add(uint64(len(rest)))
+	l.counts.limitedRecords.Add(uint64(over))
 	if s.lost.bytes == 0 {
 		s.confessLater(ctx)
 	}
 	s.lost.bytes += len(rest)
-	s.lost.records += bytes.Count(rest, []byte{'\n'})
+	s.lost.records += over
 }
 
 // confess writes what was lost into the log, as a record that also ends a line

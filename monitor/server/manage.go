@@ -87,8 +87,12 @@ func (s *Server) dump(context.Context, monitor.DumpRequest) (reply, error) {
 		Goroutines: runtime.NumGoroutine(),
 		FDs:        max(0, len(fds)-1), // one is the folder's own
 		HeapInUse:  m.HeapInuse,
-		LogDropped: s.logDropped.Load(),
-		LogLimited: s.logLimited.Load(),
+		LogDropped: s.logs.dropped.Load(),
+		LogLimited: s.logs.limited.Load(),
+
+		LogWritten:        s.logs.written.Load(),
+		LogErrors:         s.logs.failed.Load(),
+		LogLimitedRecords: s.logs.limitedRecords.Load(),
 	}}, nil
 }
 

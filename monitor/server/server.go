@@ -64,9 +64,8 @@ type Server struct {
 	ops      keylock.Map[string] // by container or sandbox
 	making   sync.Map            // container → *guard, while libcontainer makes it
 
-	logDropped atomic.Uint64 // bytes
-	logLimited atomic.Uint64 // bytes
-	execs      atomic.Int64  // that run
+	logs  logCounts
+	execs atomic.Int64 // that run
 
 	stop chan struct{} // closed by a Shutdown that was granted
 	once sync.Once     // closes stop

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,8 +92,8 @@ func TestTapWhoseClientStalls(t *testing.T) {
 
 // BenchmarkAttached is the way from a pipe to a file and to a client.
 func BenchmarkAttached(b *testing.B) {
-	var dropped atomic.Uint64
-	log, _, err := openLog(filepath.Join(b.TempDir(), "log"), &dropped)
+	var counts logCounts
+	log, _, err := openLog(filepath.Join(b.TempDir(), "log"), &counts)
 	if err != nil {
 		b.Fatal(err)
 	}
