@@ -38,7 +38,8 @@ commands:
   image verify [NAME|ID...]             compare images, or all, with what they were made from
   registry explain NAME                 say who is asked for an image, how, and whether they answer;
                                         --json, --offline (ask nobody)
-  pods                                  list pod sandboxes
+  status [--watch] [--json]             the node's conditions, counts and pods; --watch: again and again
+  pods                                  the table of pods alone
   check                                 compare records, images, monitor, cgroups, mounts and namespaces
 
 flags:
@@ -144,6 +145,8 @@ func (p program) find(args []string) (action, error) {
 		return p.imageCommand(rest)
 	case "registry":
 		return p.registryCommand(rest)
+	case "status":
+		return p.statusCommand(rest)
 	case "pods":
 		return configured(p.pods), noArguments(name, rest)
 	case "check":

@@ -34,7 +34,7 @@ var rules = map[string]rule{
 		own: []string{"cri/...", "sandbox/...", "cni", "image", "image/signature", "monitor", leafs},
 		other: []string{
 			"google.golang.org/grpc", klog, "github.com/pelletier/go-toml/v2", "github.com/go-logr/logr",
-			"k8s.io/cri-api", "github.com/docker/go-units", "golang.org/x/term", // `crid pods` and `crid image` are clients
+			"k8s.io/cri-api", "github.com/docker/go-units", "golang.org/x/term", // `crid status` and `crid image` are clients
 		},
 	},
 	"cmd/crid-monitor": {
@@ -221,7 +221,7 @@ var dangers = []struct {
 	}},
 	// errors.go chooses codes; the interceptor reads them to choose a log level, the
 	// client to print the text.
-	{"google.golang.org/grpc/status", []string{"cri/errors.go", "cmd/crid/pods.go"}},
+	{"google.golang.org/grpc/status", []string{"cri/errors.go", "cmd/crid/client.go"}},
 	{"google.golang.org/grpc/codes", []string{"cri/errors.go", "cri/interceptor.go"}},
 	{"github.com/containerd/containerd/v2/core/remotes", []string{"image/registry.go"}},
 	{"github.com/sigstore", []string{"image/signature/sigstore/verify.go"}},

@@ -5,12 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 	"syscall"
-	"text/tabwriter"
-	"time"
 
-	"github.com/docker/go-units"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -50,34 +46,4 @@ func plainStatus(err error) error {
 		return nil
 	}
 	return errors.New(status.Convert(err).Message())
-}
-
-// pods prints the sandboxes as `crictl pods` does.
-func (p program) pods(ctx context.Context, c Config) error {
-	client, err := dialCRI(ctx, c)
-	if err != nil {
-		return err
-	}
-	defer client.close()
-	r, err := client.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
-	if err != nil {
-		return plainStatus(err)
-	}
-	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "POD ID\tCREATED\tSTATE\tNAME\tNAMESPACE\tATTEMPT\tRUNTIME")
-	for _, s := range r.GetItems() {
-		handler := s.GetRuntimeHandler()
-		if handler == "" {
-			handler = "(default)"
-		}
-		state := "Ready"
-		if s.GetState() != cri.PodSandboxState_SANDBOX_READY {
-			state = "NotReady"
-		}
-		m := s.GetMetadata()
-		fmt.Fprintf(w, "%s\t%s ago\t%s\t%s\t%s\t%d\t%s\n", shortID(s.GetId()),
-			strings.ToLower(units.HumanDuration(time.Since(time.Unix(0, s.GetCreatedAt())))), state,
-			m.GetName(), m.GetNamespace(), m.GetAttempt(), handler)
-	}
-	return w.Flush()
 }
