@@ -50,6 +50,18 @@ func newCgroup(path string, systemd bool) (*cgroup, error) {
 	return &cgroup{m}, nil
 }
 
+// path is the cgroup as the kernel names it: below the root of the hierarchy that
+// counts memory. "" when it is not known.
+func (c *cgroup) path() string {
+	full := c.m.Path("memory")
+	for _, root := range []string{"/sys/fs/cgroup/memory/", "/sys/fs/cgroup/unified/", "/sys/fs/cgroup/"} {
+		if rest, ok := strings.CutPrefix(full, root); ok {
+			return "/" + rest
+		}
+	}
+	return ""
+}
+
 // pids is the processes in the cgroup and those below it.
 func (c *cgroup) pids() ([]int, error) {
 	pids, err := c.m.GetAllPids()

@@ -25,10 +25,15 @@ func (c *cgroup) oomKilled() (struck, known bool) {
 	return n > 0, err == nil
 }
 
-// oomKilledInLog looks for a process in the kernel's log, where the OOM killer
-// names each victim. It is for when systemd was faster than oomKilled. start is
-// the process's start time, which tells it from an earlier one with its pid.
-func oomKilledInLog(pid int, start uint64) bool {
+// oomKilledInLog looks in the kernel's log, where the OOM killer names each victim
+// and its cgroup, for a container's. It is for when systemd was faster than oomKilled.
+// pid is that of its first process, and path of its cgroup, whose name no other
+// container ever has; start is when the process started, which tells it from an earlier
+// one with its pid.
+//
+// A victim that is not the first process is found by the cgroup alone, in a record
+// that the kernel leaves out when it kills more than ten times in five seconds.
+func oomKilledInLog(pid int, start uint64, path string) bool {
 	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false
@@ -43,7 +48,7 @@ func oomKilledInLog(pid int, start uint64) bool {
 		case err != nil || n <= 0:
 			return false // EAGAIN: the end
 		}
-		if oomVictim(buf[:n], pid, start) {
+		if oomVictim(buf[:n], pid, start) || oomCgroup(buf[:n], path) {
 			return true
 		}
 	}
@@ -64,4 +69,19 @@ func oomVictim(record []byte, pid int, start uint64) bool {
 	at, err := strconv.ParseUint(string(f[2]), 10, 64)
 	// The log's clock and the other one differ a little.
 	return err == nil && at/1e6+2 >= start/ticksPerSecond
+}
+
+// oomCgroup reports whether a record of /dev/kmsg says that a process of the cgroup at
+// path, or of one below it, was a victim:
+// "6,1234,5678901,-;oom-kill:constraint=CONSTRAINT_MEMCG,...,task_memcg=/a/b,task=sh,pid=42,uid=0".
+// The kernel writes it since Linux 5.0.
+func oomCgroup(record []byte, path string) bool {
+	const key = "task_memcg="
+	_, text, _ := bytes.Cut(record, []byte(";"))
+	if path == "" || path == "/" || !bytes.HasPrefix(text, []byte("oom-kill:")) {
+		return false
+	}
+	_, victim, found := bytes.Cut(text, []byte(key))
+	rest, ok := bytes.CutPrefix(victim, []byte(path))
+	return found && ok && len(rest) > 0 && (rest[0] == ',' || rest[0] == '/')
 }

@@ -23,3 +23,26 @@ func TestOOMVictim(t *testing.T) {
 		}
 	}
 }
+
+func TestOOMCgroup(t *testing.T) {
+	const record = "6,1234,5678901,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0," +
+		"oom_memcg=/pod1,task_memcg=/pod1/crid-abc.scope,task=sh,pid=42,uid=0\n SUBSYSTEM=x\n"
+	for _, tt := range []struct {
+		name, record, path string
+		want               bool
+	}{
+		{"the container's", record, "/pod1/crid-abc.scope", true},
+		{"in a cgroup below it", record, "/pod1", true}, // as the container's own
+		{"a sibling's", record, "/pod1/crid-abd.scope", false},
+		{"a sibling's whose name is longer", record, "/pod1/crid-abc", false},
+		{"the pod's limit, of another container", record, "/pod1/crid-other.scope", false},
+		{"not known", record, "", false},
+		{"of the root", record, "/", false},
+		{"another record", "6,1,2,-;something task_memcg=/pod1,x", "/pod1", false},
+		{"cut", "6,1,2,-;oom-kill:constraint=X,task_memcg=/pod1", "/pod1", false},
+	} {
+		if got := oomCgroup([]byte(tt.record), tt.path); got != tt.want {
+			t.Errorf("%s: oomCgroup = %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}

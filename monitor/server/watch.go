@@ -6,7 +6,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/cridproject/crid/internal/sys"
@@ -43,8 +42,8 @@ func (s *Server) watch(ctx context.Context, c *container) {
 	} else {
 		e.Code, e.Lost = adoptedExit(ctx, c.pidfd, c.pid, c.began)
 	}
-	if !known && e.Code == 128+int(unix.SIGKILL) {
-		e.OOMKilled = oomKilledInLog(c.pid, c.began)
+	if !known && e.Code != 0 { // reading the log takes milliseconds
+		e.OOMKilled = oomKilledInLog(c.pid, c.began, c.cgroup.path())
 	}
 	c.io.drain(ctx)
 	c.io.seal()
