@@ -85,6 +85,32 @@ func answerWith(code int) func(http.ResponseWriter, *http.Request) bool {
 
 // TestMirrorsInOrder: whatever is wrong with a mirror, the next host is asked, and at
 // the end the registry itself.
+// TestMirrorsAlone: a node that reaches its mirrors only is told what they say, and
+// that the registry was not asked in vain.
+func TestMirrorsAlone(t *testing.T) {
+	srv := newServer(t)
+	gone := newServer(t)
+	gone.Close()
+	for _, c := range []struct {
+		code   int
+		kind   errkind.Kind
+		prefix string
+	}{
+		{404, errkind.NotFound, "image registry.example/none:1: not found at a mirror, and the registry cannot be reached: "},
+		{403, errkind.Unavailable, "RegistryUnavailable: "},
+		{500, errkind.Unavailable, "RegistryUnavailable: "},
+	} {
+		srv.misbehave(answerWith(c.code))
+		s := newStore(t, withCerts(certsDir(t, "registry.example", fmt.Sprintf("server = %q\n[host.%q]\n", gone.URL, srv.URL))))
+		_, err := s.Pull(t.Context(), PullRequest{Ref: "registry.example/none:1"})
+		wantError(t, err, c.kind, srv.URL)
+		wantError(t, err, c.kind, gone.URL)
+		if err != nil && !strings.HasPrefix(err.Error(), c.prefix) {
+			t.Errorf("Pull with a mirror that says %d = %q, want it to begin with %q", c.code, err, c.prefix)
+		}
+	}
+}
+
 func TestMirrorsInOrder(t *testing.T) {
 	srv := newServer(t)
 	img := imageOf(t, layerOf(t, file("f", "x")))

@@ -56,6 +56,21 @@ func (c *chainError) decisive() error {
 	}).err
 }
 
+// onlyMirrors reports whether a mirror answered that it has no such thing, and the
+// registry itself did not answer: as on a node that is to reach its mirrors only.
+func (c *chainError) onlyMirrors() bool {
+	last := c.decisive()
+	_, answered := errors.AsType[*statusError](last)
+	_, denied := errors.AsType[*deniedError](last)
+	if answered || denied || errkind.Of(last) != errkind.Other {
+		return false
+	}
+	return slices.ContainsFunc(c.tries, func(t hostError) bool {
+		status, answered := errors.AsType[*statusError](t.err)
+		return answered && status.code == http.StatusNotFound
+	})
+}
+
 // retryAfter is the shortest time that one of the hosts asks to wait for.
 func (c *chainError) retryAfter() (shortest time.Duration) {
 	for _, t := range c.tries {
@@ -108,6 +123,9 @@ func (r *remote) named(ctx context.Context, what string, err error) error {
 	cause := err
 	if chain, ok := errors.AsType[*chainError](err); ok {
 		cause = chain.decisive()
+		if chain.onlyMirrors() {
+			return errkind.Errorf(errkind.NotFound, "image %s: not found at a mirror, and the registry cannot be reached: %s", name, withoutSecrets(err))
+		}
 	}
 	text := withoutSecrets(err)
 	_, denied := errors.AsType[*deniedError](cause)
