@@ -67,7 +67,8 @@ compile() {
 	go test -c -ldflags '-s -w' -o "$to/e2e.test" ./test/e2e
 	# Each test binary runs in a copy of its package's folder, for its testdata.
 	go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}' \
-		./internal/... ./image/... ./cni/... ./monitor/... ./sandbox/... | grep -v internal/repotest |
+		./internal/... ./image/... ./cni/... ./monitor/... ./sandbox/... |
+		grep -v -e internal/repotest -e internal/metrics | # these look into the repository
 		while read -r path dir; do
 			p=$to/kernel/${path//\//%}
 			mkdir -p "$p"
