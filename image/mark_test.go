@@ -6,8 +6,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"github.com/cridproject/crid/internal/errkind"
 )
 
@@ -137,7 +135,7 @@ func TestUnreadableMark(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(root, markFile), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Truncate(filepath.Join(root, "layers", v1.Hash(diffID).Hex, layerFS, "f"), 0); err != nil {
+		if err := os.Truncate(filepath.Join(root, "layers", diffID.Hex, layerFS, "f"), 0); err != nil {
 			t.Fatal(err)
 		}
 		s = newStore(t, func(o *Options) { o.Root = root })

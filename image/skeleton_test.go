@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -118,7 +119,7 @@ func oldSparse() []byte {
 	copy(h[148:], []byte{'0' + byte(sum>>15&7), '0' + byte(sum>>12&7), '0' + byte(sum>>9&7), '0' + byte(sum>>6&7), '0' + byte(sum>>3&7), '0' + byte(sum&7), 0, ' '})
 	body := make([]byte, 512)
 	copy(body, "data")
-	return append(append(h, body...), make([]byte, 1024)...)
+	return slices.Concat(h, body, make([]byte, 1024))
 }
 
 // TestSparseFileStaysSparse: holes of the archive are holes on disk.

@@ -13,7 +13,8 @@ import (
 func TestGivesBack(t *testing.T) {
 	const size = 64 << 20
 	var pool sync.Pool
-	pool.Put(touched(size / 2))
+	kept := touched(size / 2)
+	pool.Put(&kept)
 	runtime.KeepAlive(touched(size / 2))
 	before := released()
 	var c Collector
