@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	maxLinks    = 40  // symbolic links followed on one path, as the kernel's limit
-	maxOpenDirs = 256 // folders kept open between entries
+	maxLinks    = 40       // symbolic links followed on one path, as the kernel's limit
+	maxOpenDirs = 256      // folders kept open between entries
+	maxReal     = 16 << 10 // paths whose folder is remembered
 )
 
 // place is an open folder of a tree and its path from the root, free of
@@ -46,10 +47,10 @@ func (t *tree) close() {
 	clear(t.real)
 }
 
-// trim closes folders when many are open. No place handed out before may be used
+// trim closes folders when many are open, or many paths are known. No place handed out before may be used
 // after it.
 func (t *tree) trim() {
-	if len(t.open) > maxOpenDirs {
+	if len(t.open) > maxOpenDirs || len(t.real) > maxReal {
 		t.reset()
 	}
 }

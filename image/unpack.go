@@ -20,6 +20,8 @@ import (
 type Limits struct {
 	Bytes   int64 // of one layer, unpacked; 0 means what is free on the file system
 	Entries int64 // files, folders and links of one layer; 0 means 4,000,000
+
+	notes int64 // bytes remembered of a layer's folders; 0 means maxNotes
 }
 
 const (
@@ -27,6 +29,11 @@ const (
 	maxPath        = 4096 // bytes of a path in a layer, as of the kernel's
 	maxDepth       = 512  // folders in one path; each may be an open descriptor
 	maxXattrs      = 256  // extended attributes of one file
+
+	// maxNotes bounds what is remembered of all folders until the end. A million of
+	// folders take half of it, and an archive of a few KiB may ask for any amount.
+	maxNotes = 256 << 20
+	noteSize = 192 // bytes of one note in memory, without its texts
 )
 
 // Contents says what unpacking has made, for accounts kept without a walk.
@@ -67,6 +74,7 @@ type unpacker struct {
 
 	attrs   map[string]attributes // of folders with an entry; set at the end
 	implied map[string]struct{}
+	notes   int64 // bytes of attrs and implied, those that were dropped counted
 	made    Contents
 }
 
@@ -79,6 +87,9 @@ type unpacker struct {
 func unpack(ctx context.Context, dir string, r io.Reader, limits Limits) (Contents, error) {
 	if limits.Entries == 0 {
 		limits.Entries = defaultEntries
+	}
+	if limits.notes == 0 {
+		limits.notes = maxNotes
 	}
 	if limits.Bytes == 0 {
 		free, err := dirfd.Free(dir)
@@ -224,7 +235,16 @@ func (u *unpacker) imply(parent place, name string) error {
 	}
 	u.made.Inodes++
 	u.made.Disk += blockSize
-	u.implied[join(parent.path, name)] = struct{}{}
+	at := join(parent.path, name)
+	u.implied[at] = struct{}{}
+	return u.noted(len(at))
+}
+
+// noted counts what is remembered of a folder, texts of so many bytes.
+func (u *unpacker) noted(texts int) error {
+	if u.notes += noteSize + int64(texts); u.notes > u.limits.notes {
+		return errkind.Errorf(errkind.Invalid, "the names and extended attributes of the layer's folders take more than %d MiB", u.limits.notes>>20)
+	}
 	return nil
 }
 
@@ -275,6 +295,13 @@ func (u *unpacker) explicitAt(parent place, name string, h *tar.Header) error {
 func (u *unpacker) explicit(at string, d *dirfd.Dir, h *tar.Header) error {
 	a, err := attributesOf(h)
 	if err != nil {
+		return err
+	}
+	texts := len(at)
+	for name, value := range a.xattrs {
+		texts += len(name) + len(value)
+	}
+	if err := u.noted(texts); err != nil {
 		return err
 	}
 	delete(u.implied, at)

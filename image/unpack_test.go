@@ -261,6 +261,21 @@ func TestUnpackRefuses(t *testing.T) {
 	}
 }
 
+// An archive of a few KiB, packed, must not make unpacking remember any amount.
+func TestUnpackRemembersLittle(t *testing.T) {
+	large := strings.Repeat("x", 1<<20-64)
+	for name, in := range map[string][]tarEntry{
+		"attributes": {{tar.Header{Name: "d/", Typeflag: tar.TypeDir, PAXRecords: map[string]string{"SCHILY.xattr.user.a": large}}, ""}},
+		"folders":    {file(strings.Repeat("xxxxxxx/", 500)+"f", "")}, // their paths have 2 KB on average
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, dir := sandboxed(t)
+			_, err := unpack(t.Context(), dir, bytes.NewReader(tarOf(t, in...)), Limits{notes: 1 << 20})
+			wantError(t, err, errkind.Invalid, "take more than 1 MiB")
+		})
+	}
+}
+
 func TestUnpackRefusesBrokenStreams(t *testing.T) {
 	whole := tarOf(t, file("a", strings.Repeat("x", 5000)))
 	for name, in := range map[string][]byte{
