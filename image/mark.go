@@ -40,10 +40,11 @@ const (
 // openMark begins an epoch. It returns the first of those whose layers are to be
 // looked at more closely: after a clean end, and when only crid has crashed, one
 // that no record is of. newest is the newest of the records. A mark that cannot be
-// read is damage of its own: then all are.
-func (s *Store) openMark(log klog.Logger, newest uint64) (suspect uint64, err error) {
+// read is damage of its own: then all are. It writes nothing: until the look is over
+// and what it has found is set aside, a crash must leave the old mark.
+func (s *Store) openMark(log klog.Logger, newest uint64) (suspect uint64) {
 	var m mark
-	err = readJSON(s.path(markFile), &m)
+	err := readJSON(s.path(markFile), &m)
 	if err == nil && m.Version != markVersion {
 		err = fmt.Errorf("version %d is not known to this crid", m.Version)
 	}
@@ -63,7 +64,7 @@ func (s *Store) openMark(log klog.Logger, newest uint64) (suspect uint64, err er
 		s.current += 2
 		log.V(2).Info("The machine has stopped without notice, looking at what was pulled last")
 	}
-	return suspect, s.writeMark(false)
+	return suspect
 }
 
 // epoch is the number of the present epoch, for what is committed now.

@@ -116,6 +116,44 @@ func TestPowerCutOnALyingDisk(t *testing.T) {
 	}
 }
 
+// A start that ends in the middle, as by a second crash, leaves the look to the next one.
+func TestPowerCutThenAStartThatFails(t *testing.T) {
+	srv := newServer(t)
+	layer := layerOf(t, file("f", "x"))
+	ref := srv.push(t, "app:v1", imageOf(t, layer))
+	diffID, _ := layer.DiffID()
+	root := filepath.Join(fastDir(t), "store")
+	s, err := New(Options{Root: root, RegistryDirs: []string{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pull(t, s, ref)
+	epoch := s.current
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	inTheWay := filepath.Join(root, "quarantine")
+	for path, content := range map[string]string{
+		filepath.Join(root, markFile):                           fmt.Sprintf(`{"Version": 1, "BootID": "another", "Epoch": %d}`, epoch),
+		filepath.Join(root, "layers", diffID.Hex, layerFS, "f"): "",
+		inTheWay: "",
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, err := New(Options{Root: root, RegistryDirs: []string{}}); err == nil {
+		t.Errorf("New = %v, want an error: nothing can be set aside", s.List())
+	}
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	s = newStore(t, func(o *Options) { o.Root = root })
+	if list := s.List(); len(list) != 0 {
+		t.Errorf("List = %v, want nothing: its only file is empty", list)
+	}
+}
+
 // A mark that cannot be read is damage of its own: everything is looked at.
 func TestUnreadableMark(t *testing.T) {
 	srv := newServer(t)

@@ -38,6 +38,9 @@ func (s *Store) recover(log klog.Logger) error {
 	if err := s.sweepLayers(log); err != nil {
 		return err
 	}
+	if err := s.writeMark(false); err != nil {
+		return err
+	}
 	s.publish()
 	return nil
 }
@@ -56,9 +59,7 @@ func (s *Store) recoverImages(log klog.Logger, bad damage) error {
 			return err
 		}
 	}
-	if err := s.inspectLatest(log, records, bad); err != nil {
-		return err
-	}
+	s.inspectLatest(log, records, bad)
 	// An image without its layers must not keep a name that another can answer for.
 	var whole []*record
 	for _, r := range records {
@@ -91,15 +92,12 @@ func (s *Store) recoverImages(log klog.Logger, bad damage) error {
 
 // inspectLatest looks closely at the layers that a power cut may have damaged. It
 // comes before any is used: an older image may share one.
-func (s *Store) inspectLatest(log klog.Logger, records []*record, bad damage) error {
+func (s *Store) inspectLatest(log klog.Logger, records []*record, bad damage) {
 	newest := uint64(0)
 	for _, r := range records {
 		newest = max(newest, r.Epoch)
 	}
-	suspect, err := s.openMark(log, newest)
-	if err != nil {
-		return err
-	}
+	suspect := s.openMark(log, newest)
 	seen := make(map[digest.Digest]bool)
 	for _, r := range records {
 		if r.Epoch < suspect || s.loadLayers(r.uses(), bad) != nil {
@@ -115,7 +113,6 @@ func (s *Store) inspectLatest(log klog.Logger, records []*record, bad damage) er
 			}
 		}
 	}
-	return nil
 }
 
 // loadLayers makes the layers known, or says which is missing or damaged.
