@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -34,8 +35,13 @@ type ImportOptions struct {
 }
 
 const (
-	maxArchiveFiles = 100_000
-	containerdName  = "io.containerd.image.name" // annotation with a full name
+	// What is remembered of an archive: it has a few files by image and layer, of names
+	// of a hundred bytes, and a configuration is some KiB.
+	maxArchiveFiles   = 100_000
+	maxArchiveNames   = 16 << 20 // bytes
+	maxArchiveConfigs = 32 << 20 // bytes of the configurations that manifest.json names
+
+	containerdName = "io.containerd.image.name" // annotation with a full name
 )
 
 // Import adds the images of an OCI layout or a docker archive, as a tar stream,
@@ -142,6 +148,7 @@ func spool(ctx context.Context, r io.Reader, dir string, limits Limits) (*archiv
 	raw = &boundedReader{r: raw, left: room}
 	a := &archive{dir: dir, files: make(map[string]string), links: make(map[string]string), blobs: make(map[digest.Digest]string)}
 	buf := make([]byte, 256<<10)
+	files, names := 0, 0
 	for tr := tar.NewReader(raw); ; {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -153,13 +160,16 @@ func spool(ctx context.Context, r io.Reader, dir string, limits Limits) (*archiv
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if len(a.files)+len(a.links) >= maxArchiveFiles {
+		if files++; files > maxArchiveFiles {
 			return nil, errkind.Errorf(errkind.Invalid, "it has more than %d files", maxArchiveFiles)
+		}
+		if names += len(h.Name) + len(h.Linkname); names > maxArchiveNames {
+			return nil, errkind.Errorf(errkind.Invalid, "the names of its files have more than %d MiB", maxArchiveNames>>20)
 		}
 		name := path.Clean("/" + h.Name)[1:]
 		switch h.Typeflag {
 		case tar.TypeReg:
-			to := filepath.Join(dir, fmt.Sprintf("%d", len(a.files)))
+			to := filepath.Join(dir, strconv.Itoa(files))
 			if err := spoolFile(tr, to, buf); err != nil {
 				return nil, entryError(h.Name, err)
 			}
@@ -303,10 +313,14 @@ func (a *archive) dockerEntries() ([]archived, error) {
 		return nil, errkind.Errorf(errkind.Invalid, "manifest.json lists no image")
 	}
 	var entries []archived
+	configs := 0
 	for _, m := range list {
 		config, err := a.read(m.Config, maxConfig)
 		if err != nil {
 			return nil, err
+		}
+		if configs += len(config); configs > maxArchiveConfigs {
+			return nil, errkind.Errorf(errkind.Invalid, "the configurations that manifest.json names have more than %d MiB", maxArchiveConfigs>>20)
 		}
 		c, err := parseConfig(config)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -154,6 +155,10 @@ func TestImportRefuses(t *testing.T) {
 		{"blob missing", cut(oci, "blobs/", nil), "it has no file"},
 		{"blob cut", cut(oci, "blobs/", func(b []byte) []byte { return b[:len(b)/2] }), "shorter than"},
 		{"manifest.json is no JSON", tarOf(t, file("manifest.json", "[")), "manifest.json"},
+		{"long names", tarOf(t, slices.Repeat([]tarEntry{file(strings.Repeat("x", 1<<20-100), "")}, 17)...), "more than 16 MiB"},
+		{"large configurations", tarOf(t,
+			file("c", "the later one counts"), file("c", `{"architecture": "`+runtime.GOARCH+`", "os": "linux", "rootfs": {"type": "layers"}}`+strings.Repeat(" ", maxConfig-200)),
+			file("manifest.json", "["+strings.Repeat(`{"Config": "c"}, `, 5)+`{}]`)), "more than 32 MiB"},
 		{"bad name", dockerNamed(t, good, "UPPER//x"), "image name"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
