@@ -64,7 +64,7 @@ func (s *Store) dropLocked(ctx context.Context, ds ...digest.Digest) {
 	}
 	s.mu.Unlock()
 	for _, d := range gone {
-		if err := s.trash.add(s.layerPath(d)); err != nil {
+		if err := s.trash.addAwaited(s.layerPath(d)); err != nil {
 			klog.FromContext(ctx).Error(err, "Could not remove a layer, will try again at the next start", "path", s.layerPath(d))
 		}
 	}

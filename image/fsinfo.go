@@ -24,7 +24,7 @@ type FsUsage struct {
 // usageOfImages is a sum over the stored layers.
 type usageOfImages struct{ bytes, inodes uint64 }
 
-// settleLimit bounds how long FsInfo waits for the trash.
+// settleLimit is how long after an image's removal FsInfo waits for its files to go.
 const settleLimit = 2 * time.Second
 
 // FsInfo returns what is known, and walks nothing. The images' figures were
@@ -33,12 +33,13 @@ const settleLimit = 2 * time.Second
 // writable layers in the background, at most every ten seconds, asked for by this
 // call: they are that much older, as At says, and a first call knows little.
 //
-// What has been removed does not count, though it may be on disk for a while: the
-// call waits for that, at most two seconds. kubelet removes images to make room,
-// calls this, looks at the free space of Mountpoint, and evicts a pod if there is
-// still too little.
+// What has been removed does not count, though it may be on disk for a while. For
+// the layers of images the call waits for that, until two seconds after the latest
+// removal: kubelet removes images to make room, calls this, looks at the free space
+// of Mountpoint, and evicts a pod if there is still too little. It waits for nothing
+// else, as for the files of containers, which go all the time.
 func (s *Store) FsInfo(ctx context.Context) (FsInfo, error) {
-	s.trash.settle(ctx, settleLimit)
+	s.trash.settle(ctx)
 	used := s.published.Load().used
 	info := FsInfo{
 		Images:     FsUsage{Mountpoint: s.root, UsedBytes: used.bytes, Inodes: used.inodes, At: time.Now()},

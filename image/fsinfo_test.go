@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -110,6 +111,7 @@ func TestImageFigures(t *testing.T) {
 	}
 
 	// What is being deleted counts no more; who asks finds it deleted, or gives up.
+	s2.trash.limit = time.Hour
 	s2.trash.one.Lock()
 	if err := s2.Remove(t.Context(), both); err != nil {
 		t.Fatal(err)
@@ -129,6 +131,14 @@ func TestImageFigures(t *testing.T) {
 	if n := trashed(); n != 1 {
 		t.Errorf("%d folders in the trash, want the layer's", n)
 	}
+	// Long after the removal nobody waits.
+	s2.trash.limit = 0
+	asking, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := s2.FsInfo(asking); err != nil || asking.Err() != nil {
+		t.Errorf("FsInfo long after a removal: %v, and the caller's context is at %v", err, asking.Err())
+	}
+	s2.trash.limit = time.Hour
 	s2.trash.one.Unlock()
 	if _, err := s2.FsInfo(t.Context()); err != nil || trashed() != 0 {
 		t.Errorf("after FsInfo %d folders are in the trash, %v, want none", trashed(), err)
@@ -139,5 +149,26 @@ func TestImageFigures(t *testing.T) {
 	s.lock, err = os.Open(os.DevNull) // for Cleanup to close
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The files of containers go all the time: nobody who asks waits for that.
+func TestFsInfoWaitsForNoContainer(t *testing.T) {
+	srv := newServer(t)
+	s := newStore(t)
+	id := pull(t, s, srv.push(t, "app:v1", imageOf(t, layerOf(t, file("f", "x")))))
+	if _, err := s.Prepare(t.Context(), id, "c"); err != nil {
+		t.Fatal(err)
+	}
+	s.trash.limit = time.Hour
+	s.trash.one.Lock() // nothing is deleted meanwhile
+	defer s.trash.one.Unlock()
+	if err := s.Release(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	asking, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := s.FsInfo(asking); err != nil || asking.Err() != nil {
+		t.Errorf("FsInfo while a container's files are deleted: %v, and the caller's context is at %v", err, asking.Err())
 	}
 }

@@ -169,7 +169,7 @@ func New(o Options) (*Store, error) {
 	if err := s.openFolders(); err != nil {
 		return nil, fmt.Errorf("image store %s: %w", s.root, err)
 	}
-	s.trash.dir, s.trash.life = s.path("trash"), rand.Text()
+	s.trash.dir, s.trash.life, s.trash.limit = s.path("trash"), rand.Text(), settleLimit
 	err = s.recover(klog.Background())
 	if err == nil {
 		err = s.openProjects(o)

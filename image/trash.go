@@ -25,58 +25,78 @@ type trash struct {
 	wg   sync.WaitGroup
 	one  sync.Mutex // one deletion at a time: pods need the disk more
 
+	limit time.Duration // of settle
+
 	mu      sync.Mutex
-	pending int           // folders; +checklocks:mu
-	empty   chan struct{} // closed when none is pending any more; +checklocks:mu
+	awaited int           // folders added by addAwaited that are still there; +checklocks:mu
+	settled chan struct{} // closed when none is any more; +checklocks:mu
+	latest  time.Time     // when the latest of them came; +checklocks:mu
 }
 
 // add moves path, which may be absent, into the trash.
 func (t *trash) add(path string) error { return t.addThen(path, func() {}) }
 
+// addAwaited is add, and settle waits for the deletion.
+func (t *trash) addAwaited(path string) error {
+	t.await(1)
+	err := t.move(path, func(bool) { t.await(-1) })
+	if err != nil {
+		t.await(-1)
+	}
+	return err
+}
+
 // addThen is add, and calls gone when all of path is deleted. If that fails, it
 // does not.
 func (t *trash) addThen(path string, gone func()) error {
+	return t.move(path, func(deleted bool) {
+		if deleted {
+			gone()
+		}
+	})
+}
+
+// move is add, and calls end once, unless it fails itself.
+func (t *trash) move(path string, end func(deleted bool)) error {
 	to := filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.life, t.next.Add(1)))
 	if err := os.Rename(path, to); err != nil {
 		if isGone(err) {
-			gone()
+			end(true)
 			return nil
 		}
 		return err
 	}
-	t.count(1)
-	t.wg.Go(func() {
-		if t.remove(to) {
-			gone()
-		}
-		t.count(-1)
-	})
+	t.wg.Go(func() { end(t.remove(to)) })
 	return nil
 }
 
-func (t *trash) count(n int) {
+func (t *trash) await(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.pending == 0 {
-		t.empty = make(chan struct{})
+	if t.awaited == 0 {
+		t.settled = make(chan struct{})
 	}
-	if t.pending += n; t.pending == 0 {
-		close(t.empty)
+	if n > 0 {
+		t.latest = time.Now()
+	}
+	if t.awaited += n; t.awaited == 0 {
+		close(t.settled)
 	}
 }
 
-// settle waits until nothing is being deleted, at most for limit or as long as ctx lives.
-func (t *trash) settle(ctx context.Context, limit time.Duration) {
+// settle waits until what addAwaited was called for is deleted, as long as ctx lives, and
+// not beyond t.limit after the latest of these calls: then nobody waits any more.
+func (t *trash) settle(ctx context.Context) {
 	t.mu.Lock()
-	empty, pending := t.empty, t.pending
+	settled, awaited, until := t.settled, t.awaited, t.latest.Add(t.limit)
 	t.mu.Unlock()
-	if pending == 0 {
+	if awaited == 0 || !time.Now().Before(until) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	select {
-	case <-empty:
+	case <-settled:
 	case <-ctx.Done():
 	}
 }
