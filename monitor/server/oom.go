@@ -27,9 +27,9 @@ func (c *cgroup) oomKilled() (struck, known bool) {
 
 // oomKilledInLog looks in the kernel's log, where the OOM killer names each victim
 // and its cgroup, for a container's. It is for when systemd was faster than oomKilled.
-// pid is that of its first process, and path of its cgroup, whose name no other
-// container ever has; start is when the process started, which tells it from an earlier
-// one with its pid.
+// pid is that of its first process, and path of its cgroup; start is when the process
+// started, which tells it from an earlier one with its pid, and its cgroup from an
+// earlier one of that name.
 //
 // A victim that is not the first process is found by the cgroup alone, in a record
 // that the kernel leaves out when it kills more than ten times in five seconds.
@@ -48,7 +48,7 @@ func oomKilledInLog(pid int, start uint64, path string) bool {
 		case err != nil || n <= 0:
 			return false // EAGAIN: the end
 		}
-		if oomVictim(buf[:n], pid, start) || oomCgroup(buf[:n], path) {
+		if loggedSince(buf[:n], start) && (oomVictim(buf[:n], pid) || oomCgroup(buf[:n], path)) {
 			return true
 		}
 	}
@@ -57,13 +57,12 @@ func oomKilledInLog(pid int, start uint64, path string) bool {
 // ticksPerSecond is the unit of start times in /proc (USER_HZ).
 const ticksPerSecond = 100
 
-// oomVictim reports whether a record of /dev/kmsg says that the process was
-// killed: "3,1234,5678901,-;Memory cgroup out of memory: Killed process 42 (sh) ...".
-// The third field is microseconds after boot.
-func oomVictim(record []byte, pid int, start uint64) bool {
-	head, text, _ := bytes.Cut(record, []byte(";"))
+// loggedSince reports whether a record of /dev/kmsg, "3,1234,5678901,-;text", is from
+// after start. Its third field is microseconds after boot.
+func loggedSince(record []byte, start uint64) bool {
+	head, _, _ := bytes.Cut(record, []byte(";"))
 	f := bytes.SplitN(head, []byte(","), 4)
-	if len(f) < 3 || !bytes.Contains(text, []byte("emory")) || !bytes.Contains(text, fmt.Appendf(nil, "Killed process %d (", pid)) {
+	if len(f) < 3 {
 		return false
 	}
 	at, err := strconv.ParseUint(string(f[2]), 10, 64)
@@ -71,7 +70,14 @@ func oomVictim(record []byte, pid int, start uint64) bool {
 	return err == nil && at/1e6+2 >= start/ticksPerSecond
 }
 
-// oomCgroup reports whether a record of /dev/kmsg says that a process of the cgroup at
+// oomVictim reports whether a record says that the process was killed:
+// "3,1234,5678901,-;Memory cgroup out of memory: Killed process 42 (sh) ...".
+func oomVictim(record []byte, pid int) bool {
+	_, text, _ := bytes.Cut(record, []byte(";"))
+	return bytes.Contains(text, []byte("emory")) && bytes.Contains(text, fmt.Appendf(nil, "Killed process %d (", pid))
+}
+
+// oomCgroup reports whether a record says that a process of the cgroup at
 // path, or of one below it, was a victim:
 // "6,1234,5678901,-;oom-kill:constraint=CONSTRAINT_MEMCG,...,task_memcg=/a/b,task=sh,pid=42,uid=0".
 // The kernel writes it since Linux 5.0.

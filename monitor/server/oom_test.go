@@ -18,7 +18,7 @@ func TestOOMVictim(t *testing.T) {
 		{"no record", "", 42, 100, false},
 		{"no time", "3,1;Memory cgroup out of memory: Killed process 42 (sh)", 42, 100, false},
 	} {
-		if got := oomVictim([]byte(tt.record), tt.pid, tt.start); got != tt.want {
+		if got := loggedSince([]byte(tt.record), tt.start) && oomVictim([]byte(tt.record), tt.pid); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}
