@@ -294,6 +294,28 @@ func TestCredentialsNeedEncryption(t *testing.T) {
 	}
 }
 
+// TestFallbackIsOfOneHost: a registry on localhost may speak plain HTTP. Its token
+// server is asked by TLS as its URL says, and gets nothing when it has none.
+func TestFallbackIsOfOneHost(t *testing.T) {
+	srv, thief := newServer(t), newServer(t)
+	ref := srv.push(t, "app:v1", imageOf(t, layerOf(t, file("f", "x"))))
+	for kind, auth := range map[string]*Auth{"password": {Username: "joe", Password: "secret"}, "identity token": {IdentityToken: "secret"}} {
+		t.Run(kind, func(t *testing.T) {
+			thief.misbehave(watch)
+			srv.misbehave(basicServer(fmt.Sprintf(`Bearer realm="https://%s/token"`, thief.host), "", ""))
+			if _, err := newStore(t).Pull(t.Context(), PullRequest{Ref: ref, Auth: auth}); err == nil {
+				t.Error("the pull worked")
+			}
+			if n := srv.seen("", ""); n == 0 {
+				t.Error("the registry was not asked")
+			}
+			if n := thief.seen("", ""); n > 0 {
+				t.Errorf("the token server got %d requests in the clear", n)
+			}
+		})
+	}
+}
+
 // TestHostsFileHeadersStayHome: what hosts.toml adds for one host may be a secret too.
 func TestHostsFileHeadersStayHome(t *testing.T) {
 	srv, storage := newServer(t), newServer(t)

@@ -66,6 +66,7 @@ func readHosts(ctx context.Context, dir, host string) ([]*endpoint, error) {
 	}
 	proxy := httpproxy.FromEnvironment().ProxyFunc()
 	var transports []*http.Transport
+	strict := make(map[*http.Client]*http.Transport)
 	log := &configLog{}
 	found, err := config.ConfigureHosts(clientlog.WithLogger(ctx, log.entry()), config.HostOptions{
 		HostDir: func(string) (string, error) { return dir, nil },
@@ -75,7 +76,7 @@ func readHosts(ctx context.Context, dir, host string) ([]*endpoint, error) {
 				t.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
 				t.MaxConnsPerHost, t.MaxIdleConnsPerHost, t.MaxIdleConns = maxConnsPerIP, maxConnsPerIP, 0
 				t.DisableCompression = true // digests are of the bytes as they are stored
-				transports = append(transports, t)
+				transports, strict[c] = append(transports, t), t
 			}
 			return nil
 		},
@@ -99,10 +100,26 @@ func readHosts(ctx context.Context, dir, host string) ([]*endpoint, error) {
 		}
 		if _, plain := h.Client.Transport.(*http.Transport); !plain {
 			e.fallsBack = true // to plain HTTP, as the client does for localhost
+			h.Client.Transport = &fallback{host: h.Host, own: h.Client.Transport, others: strict[h.Client]}
 		}
 		hosts = append(hosts, e)
 	}
 	return hosts, nil
+}
+
+// fallback confines the client's fallback to plain HTTP to the host that it is for:
+// token servers and hosts that a redirect leads to get nothing in the clear.
+type fallback struct {
+	host        string
+	own, others http.RoundTripper
+}
+
+// RoundTrip implements http.RoundTripper.
+func (f *fallback) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Host == f.host {
+		return f.own.RoundTrip(r)
+	}
+	return f.others.RoundTrip(r)
 }
 
 // configLog gets what the client logs while it reads hosts.toml. It goes on without
