@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -188,7 +187,11 @@ func (a *authorizer) fetchToken(ctx context.Context, e *endpoint, at *url.URL, w
 		AccessToken string  `json:"access_token"`
 		ExpiresIn   float64 `json:"expires_in"` // seconds
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxToken)).Decode(&t); err != nil {
+	body, err := readSmall(resp, maxToken)
+	if err != nil {
+		return "", 0, fmt.Errorf("token server %s: %w", originOf(realm), err)
+	}
+	if err := json.Unmarshal(body, &t); err != nil {
 		return "", 0, fmt.Errorf("token server %s: its answer is no JSON object with a token", originOf(realm))
 	}
 	token = t.Token

@@ -57,7 +57,8 @@ func (e *endpoint) url(query url.Values, parts ...string) *url.URL {
 // origin is what credentials are bound to: scheme, host and port.
 func originOf(u *url.URL) string { return strings.ToLower(u.Scheme + "://" + u.Host) }
 
-// silentError means that the server took the request and did not answer.
+// silentError means that the server took the request and did not answer, or did not
+// end an answer of a few bytes.
 type silentError struct{ after time.Duration }
 
 func (e *silentError) Error() string { return fmt.Sprintf("no answer within %v", e.after) }
@@ -88,7 +89,7 @@ func (e *statusError) transient() bool {
 // newStatusError reads the answer's body and closes it.
 func newStatusError(resp *http.Response, at *url.URL) *statusError {
 	defer resp.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	body, _ := readSmall(resp, 64<<10)
 	return &statusError{
 		at: originOf(at), method: resp.Request.Method, code: resp.StatusCode,
 		message: registryMessage(body), retryAfter: retryAfter(resp.Header.Get("Retry-After"), time.Now()),
@@ -150,7 +151,7 @@ func (e *endpoint) send(ctx context.Context, req *http.Request, authorize func(c
 	if e.fallsBack && at == first && resp.TLS == nil {
 		e.fellBack.Store(true)
 	}
-	resp.Body = &answer{ReadCloser: resp.Body, ctx: ctx, cancel: cancel}
+	resp.Body = &answer{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, silence: e.silence}
 	return resp, at, nil
 }
 
@@ -182,8 +183,20 @@ func guardHeader(h http.Header) {
 // while a Read waits, which then returns the cause.
 type answer struct {
 	io.ReadCloser
-	ctx    context.Context //nolint:containedctx // of this request alone
-	cancel context.CancelCauseFunc
+	ctx     context.Context //nolint:containedctx // of this request alone
+	cancel  context.CancelCauseFunc
+	silence time.Duration // endpoint.silence
+}
+
+// readSmall reads the first limit bytes of an answer of endpoint.send that is no blob.
+// All of them have the time that the answer had to begin: who only begins one must
+// not hold up a pull for ever.
+func readSmall(resp *http.Response, limit int64) ([]byte, error) {
+	if a, ok := resp.Body.(*answer); ok && a.silence > 0 {
+		t := time.AfterFunc(a.silence, func() { a.abort(&silentError{a.silence}) })
+		defer t.Stop()
+	}
+	return io.ReadAll(io.LimitReader(resp.Body, limit))
 }
 
 func (a *answer) Read(p []byte) (int, error) {

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -246,7 +245,7 @@ func (r *remote) measure(ctx context.Context, e *endpoint, q request, desc ocisp
 		return desc, err
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	data, err := readSmall(resp, maxManifest+1)
 	if err != nil {
 		return desc, err
 	}
@@ -298,8 +297,15 @@ func (r *remote) index(ctx context.Context, e *endpoint, q request) ([]ocispec.D
 		return nil, err
 	}
 	defer resp.Body.Close()
+	data, err := readSmall(resp, maxManifest+1)
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxManifest {
+		return nil, errkind.Errorf(errkind.Invalid, "its index %s has more than %d bytes", q.name, maxManifest)
+	}
 	var index ocispec.Index
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxManifest)).Decode(&index); err != nil {
+	if err := json.Unmarshal(data, &index); err != nil {
 		return nil, fmt.Errorf("its index %s: %w", q.name, err)
 	}
 	return index.Manifests, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -232,6 +233,51 @@ func TestSilence(t *testing.T) {
 			if err != nil && !strings.HasPrefix(err.Error(), registryUnavailable) {
 				t.Errorf("Pull = %v, want it to begin with %q", err, registryUnavailable)
 			}
+			wantEmpty(t, s)
+		})
+	}
+}
+
+// TestHalfAnAnswer: a server that begins an answer of a few bytes and does not end it.
+func TestHalfAnAnswer(t *testing.T) {
+	// half answers requests for part with a code and the first byte.
+	half := func(part string, code int) func(http.ResponseWriter, *http.Request) bool {
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, part) {
+				return false
+			}
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, "{")
+			w.(http.Flusher).Flush()
+			if r.Method != http.MethodHead { // that has been answered
+				<-r.Context().Done()
+			}
+			return true
+		}
+	}
+	for name, c := range map[string]struct {
+		part string
+		code int
+		says string
+	}{
+		"manifest that must be measured": {"/manifests/", http.StatusOK, "no answer within 50ms"},
+		"error":                          {"/blobs/", http.StatusInternalServerError, "500 Internal Server Error"},
+		"token":                          {"token", http.StatusOK, "no answer within 50ms"},
+		"token server's error":           {"token", http.StatusBadGateway, "502 Bad Gateway"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := newServer(t)
+			ref := srv.push(t, "app:v1", imageOf(t, layerOf(t, file("f", "x"))))
+			srv.misbehave(half(c.part, c.code))
+			if c.part == "token" {
+				authServer(t, srv, ":", "the-token").misbehave(half(c.part, c.code))
+			}
+			s := newStore(t, func(o *Options) { o.ProgressTimeout = 50 * time.Millisecond })
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			_, err := s.Pull(ctx, PullRequest{Ref: ref})
+			wantError(t, err, errkind.Unavailable, c.says)
 			wantEmpty(t, s)
 		})
 	}
