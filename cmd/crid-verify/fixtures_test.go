@@ -425,12 +425,18 @@ func keyRule(t *testing.T, key crypto.Signer, extra string) string {
 // certificateRule asks for a signature by a certificate of the CA that is in the log.
 func certificateRule(t *testing.T, v *ca.VirtualSigstore, extra string) string {
 	t.Helper()
+	return certificateRuleOf(t, v, v, extra)
+}
+
+// certificateRuleOf trusts the CA of one and the log of another.
+func certificateRuleOf(t *testing.T, v, log *ca.VirtualSigstore, extra string) string {
+	t.Helper()
 	rootPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority(v).Root.Raw})
 	for _, c := range authority(v).Intermediates {
 		rootPEM = append(rootPEM, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	return fmt.Sprintf(`{"type": "sigstoreSigned", "fulcio": {"caData": %q, "oidcIssuer": %q, "subjectEmail": %q}, "rekorPublicKeyData": %q %s}`,
-		base64.StdEncoding.EncodeToString(rootPEM), issuer, subject, publicPEM(t, logKey(t, v)), extra)
+		base64.StdEncoding.EncodeToString(rootPEM), issuer, subject, publicPEM(t, logKey(t, log)), extra)
 }
 
 func logKey(t *testing.T, v *ca.VirtualSigstore) crypto.PublicKey {

@@ -105,7 +105,7 @@ func TestSignatures(t *testing.T) {
 			s := byKey(t, key, payload(repo, d))
 			s.notes["padding"] = strings.Repeat("x", 5<<20)
 			n.attach("app", d, s)
-		}, "has no signature"},
+		}, "no signature of it was found; not all could be looked at: "},
 		{"certificate where a key is asked for", keyRule(t, key, anyTag), func(n *node, repo string, d v1.Hash) {
 			n.attach("app", d, byCertificate(t, v, subject, issuer, payload(repo, d), soon))
 		}, "it was made with a certificate"},
@@ -121,10 +121,12 @@ func TestSignatures(t *testing.T) {
 		{"expired certificate", byCA, func(n *node, repo string, d v1.Hash) {
 			n.attach("app", d, byCertificate(t, v, subject, issuer, payload(repo, d), time.Now().Add(time.Hour)))
 		}, "outside certificate validity"},
-		{"another CA, which uses the trusted log", byCA, func(n *node, repo string, d v1.Hash) {
-			s := byCertificate(t, foreign, subject, issuer, payload(repo, d), soon)
-			n.attach("app", d, s)
+		{"another log", byCA, func(n *node, repo string, d v1.Hash) {
+			n.attach("app", d, byCertificate(t, foreign, subject, issuer, payload(repo, d), soon))
 		}, "not enough verified log entries"},
+		{"another CA, which uses the trusted log", certificateRuleOf(t, v, foreign, anyTag), func(n *node, repo string, d v1.Hash) {
+			n.attach("app", d, byCertificate(t, foreign, subject, issuer, payload(repo, d), soon))
+		}, "leaf certificate verification failed"},
 		{"no log entry", byCA, func(n *node, repo string, d v1.Hash) {
 			s := byCertificate(t, v, subject, issuer, payload(repo, d), soon)
 			delete(s.notes, "dev.sigstore.cosign/bundle")
@@ -251,7 +253,7 @@ func TestRegistryFailsAtSignatures(t *testing.T) {
 	key := keys["ecdsa"]
 	tag := regexp.MustCompile(`/manifests/sha256-\w+\.sig$`)
 	referrers := regexp.MustCompile(`/referrers/|/manifests/sha256-\w+$`) // the API, and the tag in its place
-	for _, part := range []*regexp.Regexp{tag, referrers} {
+	for _, part := range []*regexp.Regexp{tag, referrers, regexp.MustCompile(`/referrers/`)} {
 		n := newNode(t, keyRule(t, key, anyTag))
 		n.push("app:v1")
 		n.broken.Store(part)

@@ -187,6 +187,8 @@ func (r *Rule) Check(ctx context.Context, digests []digest.Digest, sources ...So
 func (r *Rule) unmet(q requirement, d digest.Digest, seen int, reasons []string, trouble []error) error {
 	var b strings.Builder
 	switch {
+	case len(reasons) == 0 && len(trouble) > 0:
+		b.WriteString("no signature of it was found")
 	case len(reasons) == 0:
 		b.WriteString("the registry has no signature of it")
 	default:
