@@ -231,15 +231,37 @@ func (r *requirement) parseFulcio(path string, raw []byte) error {
 }
 
 // find is what holds for an image: by the longest scope that its name begins with,
-// else by domains with a wildcard, else the transport's default, else that of all.
+// else by domains with a wildcard, else the transport's default, else that of all. A
+// registry is one however its host is spelled; the spelling of the image's name counts
+// first.
 func (p *policy) find(transport string, ref reference.Named) []requirement {
 	scopes := p.transports[transport]
+	folded := make(map[string]string, len(scopes)) // to scopes
+	for _, s := range slices.Sorted(maps.Keys(scopes)) {
+		if f := fold(s); folded[f] == "" || f == s {
+			folded[f] = s
+		}
+	}
 	for _, s := range append(scopesOf(ref), "") {
 		if found, ok := scopes[s]; ok {
 			return found
 		}
+		if other := folded[fold(s)]; other != "" {
+			return scopes[other]
+		}
 	}
 	return p.global
+}
+
+// fold gives a registry's host in a scope one spelling: case is nothing to DNS, and 443
+// is the port where none is named.
+func fold(scope string) string {
+	host, path, deep := strings.Cut(scope, "/")
+	host = strings.TrimSuffix(strings.ToLower(host), ":443")
+	if deep {
+		host += "/" + path
+	}
+	return host
 }
 
 // scopesOf is all scopes of an image, the longest first. A nil ref has none.

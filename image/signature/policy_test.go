@@ -137,6 +137,7 @@ func TestFind(t *testing.T) {
 		"registry.example": %[1]s, "registry.example/team": %[2]s, "registry.example/team/app": %[1]s,
 		"registry.example/team/app:old": %[2]s, "registry.example/team/app@sha256:%[3]s": %[2]s,
 		"registry.example:5000": %[2]s, "*.example.com": %[1]s, "*.sub.example.com": %[2]s,
+		"Upper.example:443/a": %[1]s, "two.example": %[1]s, "two.example:443": %[2]s,
 		"docker.io/library": %[1]s}, "oci-archive": {"": %[1]s}}}`, accept, no, strings.Repeat("ab", 32)))
 	if err != nil {
 		t.Fatal(err)
@@ -156,6 +157,14 @@ func TestFind(t *testing.T) {
 		"busybox":                         "docker.io/library",
 		"docker.io/other/busybox":         "default",
 		"registry.example2/app":           "default",
+		"REGISTRY.example/team/other":     "registry.example/team",
+		"registry.example:443/team/app":   "registry.example/team/app",
+		"Registry.Example:443/x:443":      "registry.example",
+		"registry.example:4433/app":       "default",
+		"A.Sub.Example.com/app":           "*.sub.example.com",
+		"upper.example/a/b":               "Upper.example:443/a",
+		"two.example/a":                   "two.example",
+		"two.example:443/a":               "two.example:443",
 		"registry.example/team/app@sha256:" + strings.Repeat("ab", 32): "registry.example/team/app@sha256:" + strings.Repeat("ab", 32),
 	} {
 		ref, err := reference.ParseDockerRef(name)
