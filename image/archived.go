@@ -7,6 +7,7 @@ import (
 	"io"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,7 +20,7 @@ type layerReader struct {
 	skeleton *skeletonReader
 	dir      string
 	fs       tree // of the layer's files
-	gone     []departure
+	gone     departures
 	// damaged is told of each file whose contents are not those of the archive; zeros
 	// or rubbish stand in their place. nil makes that the end of reading.
 	damaged func(path string, what error)
@@ -39,9 +40,14 @@ type layerReader struct {
 
 var zeroBytes [rawChunk]byte // never written to
 
+// departures are in the order of the archive by path: an archive may have as many as
+// entries, so they are looked up and not gone through.
+type departures map[string][]departure
+
 // departure is a path that has had something else later in the archive.
 type departure struct {
 	path   string
+	order  int    // of all departures
 	number uint64 // in replaced/; 0 means that there is nothing left
 	before int    // number of the first entry that is not affected
 }
@@ -56,7 +62,7 @@ type made struct {
 
 // openLayer opens the layer in dir, which has a skeleton.
 func openLayer(dir string) (*layerReader, error) {
-	gone, err := departures(dir)
+	gone, err := readDepartures(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -72,15 +78,15 @@ func openLayer(dir string) (*layerReader, error) {
 	return &layerReader{skeleton: s, dir: dir, fs: newTree(root), gone: gone}, nil
 }
 
-// departures reads the skeleton for what was replaced: seldom anything.
-func departures(dir string) ([]departure, error) {
+// readDepartures reads the skeleton for what was replaced: seldom anything.
+func readDepartures(dir string) (departures, error) {
 	s, err := openSkeleton(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
-	var gone []departure
-	for entries := 0; ; {
+	gone := make(departures)
+	for entries, order := 0, 0; ; {
 		i, err := s.next()
 		if err != nil {
 			return nil, err
@@ -91,7 +97,8 @@ func departures(dir string) ([]departure, error) {
 		case itemEntry, itemWhiteout, itemOpaque:
 			entries++
 		case itemGone:
-			gone = append(gone, departure{i.path, i.number, entries})
+			gone[i.path] = append(gone[i.path], departure{i.path, order, i.number, entries})
+			order++
 		}
 	}
 }
@@ -102,14 +109,21 @@ func (l *layerReader) close() {
 	l.skeleton.close()
 }
 
-// departed finds what became of the path that the entry of that number made.
-func (l *layerReader) departed(p string, entry int) (departure, bool) {
-	for _, d := range l.gone {
-		if entry < d.before && (p == d.path || strings.HasPrefix(p, d.path+"/")) {
-			return d, true
+// departed finds what became of the path that the entry of that number made: the
+// first departure after it, of the path or of a folder that it is in.
+func (l *layerReader) departed(p string, entry int) (first departure, found bool) {
+	for len(l.gone) > 0 {
+		of := l.gone[p]
+		n, _ := slices.BinarySearchFunc(of, entry+1, func(d departure, least int) int { return d.before - least })
+		if n < len(of) && (!found || of[n].order < first.order) {
+			first, found = of[n], true
 		}
+		if p == "" {
+			break
+		}
+		p = parentOf(p)
 	}
-	return departure{}, false
+	return first, found
 }
 
 func (l *layerReader) Read(p []byte) (int, error) {

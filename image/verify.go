@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"path"
 	"path/filepath"
@@ -136,7 +137,7 @@ func (s *Store) verifyImage(ctx context.Context, i Image, steps map[digest.Diges
 // verifyLayer returns what is wrong with the layer in dir. An error means that it could
 // not be found out.
 func verifyLayer(ctx context.Context, dir string, m layerMeta, st *step) ([]Damage, error) {
-	v := &verifier{layer: m.DiffID, seen: make(map[string]struct{}), dirs: make(map[string]attributes)}
+	v := &verifier{layer: m.DiffID, seed: maphash.MakeSeed(), seen: make(map[uint64]struct{}), dirs: make(map[string]attributes)}
 	l, err := openLayer(dir)
 	if err != nil {
 		v.damage("", err)
@@ -173,7 +174,8 @@ func verifyLayer(ctx context.Context, dir string, m layerMeta, st *step) ([]Dama
 type verifier struct {
 	layer digest.Digest
 	l     *layerReader
-	seen  map[string]struct{}   // paths that the archive has
+	seed  maphash.Seed
+	seen  map[uint64]struct{}   // hashes of the paths that the archive has: paths may be long, and millions
 	dirs  map[string]attributes // of folders; the last entry of each counts
 	found []Damage
 	more  int // damage not in found
@@ -214,7 +216,7 @@ func (v *verifier) all(ctx context.Context, tr *tar.Reader) error {
 			if !m.stays {
 				continue
 			}
-			v.seen[m.path] = struct{}{}
+			v.seen[maphash.String(v.seed, m.path)] = struct{}{}
 			if err := v.entry(tr, h, m); err != nil {
 				v.damage(m.path, err)
 			}
@@ -304,7 +306,7 @@ func (v *verifier) hardLink(st dirfd.Stat, h *tar.Header) error {
 func (v *verifier) rest(m layerMeta) {
 	implied := make(map[string]bool)
 	for _, p := range m.Implied {
-		v.seen[p], implied[p] = struct{}{}, true
+		v.seen[maphash.String(v.seed, p)], implied[p] = struct{}{}, true
 		if _, ok := v.dirs[p]; !ok {
 			v.dirs[p] = attributes{mode: 0o755}
 		}
@@ -342,7 +344,7 @@ func (v *verifier) walk(d *dirfd.Dir, at string) error {
 	slices.Sort(names)
 	for _, name := range names {
 		p := join(at, name)
-		if _, ok := v.seen[p]; !ok {
+		if _, ok := v.seen[maphash.String(v.seed, p)]; !ok {
 			v.damage(p, errors.New("it is not in the layer's archive"))
 			continue
 		}
