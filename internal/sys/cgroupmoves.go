@@ -23,6 +23,7 @@ import (
 // The zero value is ready for use.
 type CgroupMoves struct {
 	file func() (string, error) // nil means ownProcs
+	own  func() (string, error) // what changes when this process is moved; nil means ownCgroups
 
 	mu    sync.Mutex // never held across I/O
 	until time.Time  // +checklocks:mu; writes go on until then; zero: nobody writes
@@ -59,27 +60,38 @@ func (c *CgroupMoves) write() {
 }
 
 func (c *CgroupMoves) writeSelf() error {
-	file := c.file
+	file, own := c.file, c.own
 	if file == nil {
-		file = ownProcs
+		file, own = ownProcs, ownCgroups
 	}
-	path, err := file()
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	self := []byte(strconv.Itoa(os.Getpid()))
 	again := time.NewTicker(moveAgain)
 	defer again.Stop()
-	for c.expects() {
-		if _, err := f.Write(self); err != nil {
+	var f *os.File
+	defer func() { _ = f.Close() }()
+	for was := ""; c.expects(); {
+		// A write to the file of before would move this process back, should somebody
+		// have moved it meanwhile.
+		now, err := own()
+		if err != nil {
 			return err
 		}
-		<-again.C
+		if f != nil && now == was {
+			if _, err := f.Write(self); err != nil {
+				return err
+			}
+			<-again.C
+			continue
+		}
+		_ = f.Close()
+		path, err := file()
+		if err != nil {
+			return err
+		}
+		if f, err = os.OpenFile(path, os.O_WRONLY, 0); err != nil {
+			return err
+		}
+		was = now // and look again: path may be younger
 	}
 	return nil
 }
@@ -100,11 +112,11 @@ func ownProcs() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	own, err := os.ReadFile("/proc/self/cgroup")
+	own, err := ownCgroups()
 	if err != nil {
-		return "", fmt.Errorf("find own cgroup: %w", err)
+		return "", err
 	}
-	for line := range strings.Lines(string(own)) {
+	for line := range strings.Lines(own) {
 		// "7:blkio:/path", and of version 2 "0::/path".
 		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		for _, h := range hierarchies {
@@ -114,4 +126,13 @@ func ownProcs() (string, error) {
 		}
 	}
 	return "", fmt.Errorf("find own cgroup: no hierarchy of /proc/self/cgroup is mounted")
+}
+
+// ownCgroups is the cgroups that this process is in, a line each.
+func ownCgroups() (string, error) {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", fmt.Errorf("find own cgroup: %w", err)
+	}
+	return string(own), nil
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,7 +48,7 @@ func TestCgroupMovesWhileExpected(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := 0
-	moves := sys.MovesTo(func() (string, error) { began++; return path, nil })
+	moves := sys.MovesTo(func() (string, error) { began++; return path, nil }, here)
 	moves.Expect(time.Hour)
 	moves.Expect(time.Millisecond) // shortens nothing
 	self := strconv.Itoa(os.Getpid())
@@ -70,7 +71,10 @@ func TestCgroupMovesWhileExpected(t *testing.T) {
 	if got := strings.ReplaceAll(written(), self, ""); got != "" {
 		t.Errorf("wrote %q beside the own pid", got)
 	}
-	moves.Expect(time.Millisecond) // begins anew
+	before := len(written())
+	moves.Expect(time.Hour) // begins anew
+	testutil.WaitFor(t, "a further write", func() bool { return len(written()) > before })
+	moves.Forget()
 	testutil.WaitFor(t, "the end of the writes", moves.Idle)
 	if began != 2 || moves.Off() {
 		t.Errorf("after the next Expect: began %d times, off is %v, want 2 and not", began, moves.Off())
@@ -86,7 +90,7 @@ func TestCgroupMovesOff(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tried := 0
-			moves := sys.MovesTo(func() (string, error) { tried++; return find() })
+			moves := sys.MovesTo(func() (string, error) { tried++; return find() }, here)
 			moves.Expect(time.Hour)
 			testutil.WaitFor(t, "off", moves.Off)
 			moves.Expect(time.Hour)
@@ -94,5 +98,46 @@ func TestCgroupMovesOff(t *testing.T) {
 				t.Errorf("after a failure: idle is %v and %d tries, want no second", moves.Idle(), tried)
 			}
 		})
+	}
+}
+
+func here() (string, error) { return "/here", nil }
+
+// Who moves this process meanwhile has the last word.
+func TestCgroupMovesAfterAMove(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"before", "after"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var at atomic.Value
+	at.Store("before")
+	size := func(name string) int64 {
+		fi, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Size()
+	}
+	var atMove int64 // size of before when no more may come
+	looked := false
+	moves := sys.MovesTo(
+		func() (string, error) { return filepath.Join(dir, at.Load().(string)), nil },
+		func() (string, error) {
+			if at.Load() == "after" && !looked {
+				looked = true
+				atMove = size("before")
+			}
+			return at.Load().(string), nil
+		})
+	moves.Expect(time.Hour)
+	testutil.WaitFor(t, "writes", func() bool { return size("before") > 0 })
+	at.Store("after")
+	testutil.WaitFor(t, "writes to the other", func() bool { return size("after") > 0 })
+	moves.Forget()
+	testutil.WaitFor(t, "the end of the writes", moves.Idle)
+	if got := size("before"); got != atMove {
+		t.Errorf("%d bytes were written to the cgroup that was left", got-atMove)
 	}
 }

@@ -17,7 +17,10 @@ func WithIDMappedBy(attach bool, folders []string, userns *os.File, use func([]s
 }
 
 // MovesTo are CgroupMoves that write to the file that find names.
-func MovesTo(find func() (string, error)) *CgroupMoves { return &CgroupMoves{file: find} }
+// for as long as own says the same, and look it up anew then.
+func MovesTo(find, own func() (string, error)) *CgroupMoves {
+	return &CgroupMoves{file: find, own: own}
+}
 
 // Idle reports whether nothing is expected, and Off whether nothing will be.
 func (c *CgroupMoves) Idle() bool {
