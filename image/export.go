@@ -191,7 +191,7 @@ func (e *exporter) layer(ctx context.Context, m layerMeta) error {
 }
 
 func damaged(d digest.Digest, err error) error {
-	return errkind.Errorf(errkind.BadState, "layer %s is damaged: %w; `crid image verify` tells how, `crid image remove` and a new pull mend it", d, err)
+	return errkind.Errorf(errkind.BadState, "layer %s is damaged: %w; `crid image verify` tells how, and what mends it", d, err)
 }
 
 // contextReader ends with its context.

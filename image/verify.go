@@ -40,6 +40,42 @@ type Verification struct {
 	// Unverifiable are layers that an older crid has unpacked, which kept no
 	// skeleton. The image works; pulled again it can be verified.
 	Unverifiable []digest.Digest
+	// Users hold layers that are damaged. As long as one is there, a pull takes the
+	// layers for what they should be.
+	Users Users
+}
+
+// Users are what holds some layers, each sorted.
+type Users struct {
+	Images     []ID     `json:"images,omitempty"`
+	Containers []string `json:"containers,omitempty"` // keys of root file systems, owners of volumes
+}
+
+// users finds who holds the damaged layers.
+func (s *Store) users(damaged []Damage) (u Users) {
+	bad := make(map[digest.Digest]bool)
+	for _, d := range damaged {
+		bad[d.Layer] = true
+	}
+	hit := func(ds []digest.Digest) bool {
+		return slices.ContainsFunc(ds, func(d digest.Digest) bool { return bad[d] })
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, r := range s.images {
+		if hit(r.stack()) {
+			u.Images = append(u.Images, id)
+		}
+	}
+	for key, r := range s.rootfs {
+		if hit(r.Layers) {
+			u.Containers = append(u.Containers, VolumeOwner(key))
+		}
+	}
+	slices.Sort(u.Images)
+	slices.Sort(u.Containers)
+	u.Containers = slices.Compact(u.Containers)
+	return u
 }
 
 // maxDamage is the files of one layer that are told of.
@@ -131,6 +167,7 @@ func (s *Store) verifyImage(ctx context.Context, i Image, steps map[digest.Diges
 		v.Damage = append(v.Damage, s.verifyDirs(r, metas[:len(r.layers)])...)
 	}
 	v.Unverifiable = unique(v.Unverifiable)
+	v.Users = s.users(v.Damage)
 	return v, nil
 }
 

@@ -203,6 +203,45 @@ func TestVerify(t *testing.T) {
 	checkStore(t, s)
 }
 
+// Verify names all who hold a damaged layer. When these are gone a pull mends it.
+func TestMendAfterVerify(t *testing.T) {
+	srv := newServer(t)
+	s := newStore(t)
+	shared := layerOf(t, file("f", "contents"))
+	refs := []string{srv.push(t, "one:v1", imageOf(t, shared)), srv.push(t, "two:v1", imageOf(t, shared, layerOf(t, file("g", "x"))))}
+	one, two := pull(t, s, refs[0]), pull(t, s, refs[1])
+	pull(t, s, srv.push(t, "other:v1", imageOf(t, layerOf(t, file("h", "x")))))
+	if _, err := s.Prepare(t.Context(), two, "c"); err != nil {
+		t.Fatal(err)
+	}
+	if err := poke(filepath.Join(s.layerPath(must(s.Image(refs[0])).Layers[0]), layerFS, "f"), 0); err != nil {
+		t.Fatal(err)
+	}
+	users := verify(t, s, refs[0]).Users
+	want := []ID{one, two}
+	slices.Sort(want)
+	if !slices.Equal(users.Images, want) || !slices.Equal(users.Containers, []string{"c"}) {
+		t.Fatalf("users = %v, want %v and container c", users, want)
+	}
+	for _, key := range users.Containers {
+		if err := s.Release(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range users.Images {
+		if err := s.Remove(t.Context(), string(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, ref := range refs {
+		pull(t, s, ref)
+		if v := verify(t, s, ref); len(v.Damage) > 0 || len(v.Users.Images)+len(v.Users.Containers) > 0 {
+			t.Errorf("after the pull: %v, %v; want neither damage nor its users", v.Damage, v.Users)
+		}
+	}
+	checkStore(t, s)
+}
+
 // TestVerifyLayersOfOlderCrid: they are usable and say what they are.
 func TestVerifyLayersOfOlderCrid(t *testing.T) {
 	srv := newServer(t)

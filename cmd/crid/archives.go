@@ -58,7 +58,11 @@ func (p program) importImage(ctx context.Context, store images, a imageArgs) err
 // archiveOf writes the folder as an archive.
 func archiveOf(dir string, w io.Writer) error {
 	t := tar.NewWriter(w)
-	return errors.Join(t.AddFS(os.DirFS(dir)), t.Close())
+	root, err := os.OpenRoot(dir) // who may write to dir must not lead out of it meanwhile
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.AddFS(root.FS()), t.Close(), root.Close())
 }
 
 // exportImages writes an archive to a file, which is there in full or not at
@@ -112,12 +116,13 @@ type verifiedRow struct {
 	Bytes        int64          `json:"bytes"` // read
 	Damage       []image.Damage `json:"damage,omitempty"`
 	Unverifiable int            `json:"unverifiable,omitempty"` // layers
+	Users        image.Users    `json:"users"`                  // of damaged layers
 }
 
 func newVerifiedRow(v image.Verification) *verifiedRow {
 	return &verifiedRow{
 		imageRow: imageRows([]image.Image{v.Image})[0], Layers: len(v.Image.Layers), Bytes: v.Bytes,
-		Damage: v.Damage, Unverifiable: len(v.Unverifiable),
+		Damage: v.Damage, Unverifiable: len(v.Unverifiable), Users: v.Users,
 	}
 }
 
@@ -146,6 +151,12 @@ func (p program) verifyImages(ctx context.Context, store images, a imageArgs) er
 			for _, d := range r.Damage {
 				fmt.Fprintf(p.out, "  %s\n", d)
 			}
+			for _, id := range r.Users.Images {
+				fmt.Fprintf(p.out, "  in use by image %s\n", id)
+			}
+			for _, c := range r.Users.Containers {
+				fmt.Fprintf(p.out, "  in use by container %s\n", c)
+			}
 		case r.Unverifiable > 0:
 			unknown++
 			fmt.Fprintf(p.out, "unknown %s %s: %s cannot be verified: pulled by an older crid\n", r.ID, r.name(), count(r.Unverifiable, "layer"))
@@ -153,12 +164,12 @@ func (p program) verifyImages(ctx context.Context, store images, a imageArgs) er
 			fmt.Fprintf(p.out, "whole   %s %s: %s, %s\n", r.ID, r.name(), count(r.Layers, "layer"), units.HumanSize(float64(r.Bytes)))
 		}
 	}
-	const mend = "`crid image remove` it, then pull it again"
 	switch {
 	case damaged > 0:
-		return fmt.Errorf("%s of %d damaged; %s, and its containers need to be made anew", count(damaged, "image"), len(rows), mend)
+		return fmt.Errorf("%s of %d damaged; remove the containers that use the damaged layers, then with `crid image remove` all images that do, then pull these again: a layer that is in use is not fetched",
+			count(damaged, "image"), len(rows))
 	case unknown > 0:
-		return fmt.Errorf("%s of %d cannot be verified; %s", count(unknown, "image"), len(rows), mend)
+		return fmt.Errorf("%s of %d cannot be verified; `crid image remove` it, then pull it again", count(unknown, "image"), len(rows))
 	}
 	return nil
 }
