@@ -1,8 +1,10 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -65,6 +67,23 @@ func (s *Store) openMark(log klog.Logger, newest uint64) (suspect uint64) {
 		log.V(2).Info("The machine has stopped without notice, looking at what was pulled last")
 	}
 	return suspect
+}
+
+// beginMark says that the store is in use. A store opens though its disk is full:
+// without it nobody could remove an image. A mark of the last run that stayed could say
+// too little of this one; an empty one, for which no room is needed, has all layers
+// looked at next time.
+func (s *Store) beginMark(log klog.Logger) error {
+	full := s.writeMark(false)
+	if !isFull(full) {
+		return full
+	}
+	if err := os.Truncate(s.path(markFile), 0); err != nil {
+		return s.explainFull(errors.Join(full, err))
+	}
+	s.began = time.Time{} // the next commit writes it
+	log.Error(s.explainFull(full), "Could not write which layers are new", "path", s.path(markFile))
+	return nil
 }
 
 // epoch is the number of the present epoch, for what is committed now.

@@ -38,7 +38,7 @@ func (s *Store) recover(log klog.Logger) error {
 	if err := s.sweepLayers(log); err != nil {
 		return err
 	}
-	if err := s.writeMark(false); err != nil {
+	if err := s.beginMark(log); err != nil {
 		return err
 	}
 	s.publish()

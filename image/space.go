@@ -12,8 +12,7 @@ import (
 // and what to do. Others stay as they are. The kind is Other: the request is right,
 // and nothing outside is at fault.
 func (s *Store) explainFull(err error) error {
-	full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) ||
-		errors.Is(err, errTooLarge) && s.limits.Bytes == 0 // the limit is what is free
+	full := isFull(err) || errors.Is(err, errTooLarge) && s.limits.Bytes == 0 // the limit is what is free
 	if !full {
 		return err
 	}
@@ -23,4 +22,8 @@ func (s *Store) explainFull(err error) error {
 	}
 	return errkind.Errorf(errkind.Other, "no room in the image store: the file system of %s has %d KiB and %d files left; remove images or other files there: %w",
 		s.root, bytes>>10, files, err)
+}
+
+func isFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
