@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/registry"
 
+	"github.com/cridproject/crid/image/signature"
 	"github.com/cridproject/crid/internal/errkind"
 )
 
@@ -83,8 +85,6 @@ func answerWith(code int) func(http.ResponseWriter, *http.Request) bool {
 	}
 }
 
-// TestMirrorsInOrder: whatever is wrong with a mirror, the next host is asked, and at
-// the end the registry itself.
 // TestMirrorsAlone: a node that reaches its mirrors only is told what they say, and
 // that the registry was not asked in vain.
 func TestMirrorsAlone(t *testing.T) {
@@ -111,6 +111,8 @@ func TestMirrorsAlone(t *testing.T) {
 	}
 }
 
+// TestMirrorsInOrder: whatever is wrong with a mirror, the next host is asked, and at
+// the end the registry itself.
 func TestMirrorsInOrder(t *testing.T) {
 	srv := newServer(t)
 	img := imageOf(t, layerOf(t, file("f", "x")))
@@ -336,4 +338,35 @@ func selfSigned(t *testing.T) (certPEM, keyPEM []byte) {
 		t.Fatal(err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
+}
+
+// TestSignaturesNeedTheRegistry: a mirror that has no signature says nothing about the
+// registry, which cannot be reached. "Not signed" would send people looking in the wrong place.
+func TestSignaturesNeedTheRegistry(t *testing.T) {
+	srv := newServer(t)
+	srv.push(t, "app:1", imageOf(t, layerOf(t, file("f", "x"))))
+	gone := newServer(t)
+	gone.Close()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy := filepath.Join(t.TempDir(), "policy.json")
+	data := base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	writeFile(t, policy, fmt.Appendf(nil, `{"default": [{"type": "sigstoreSigned", "keyData": %q}]}`, data))
+	rules, err := signature.New(signature.Options{PolicyFile: policy, Program: "/bin/false"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t, withCerts(certsDir(t, "registry.example", fmt.Sprintf("server = %q\n[host.%q]\n", gone.URL, srv.URL))),
+		func(o *Options) { o.Signatures = rules })
+	_, err = s.Pull(t.Context(), PullRequest{Ref: "registry.example/app:1"})
+	wantError(t, err, errkind.Unavailable, gone.URL)
+	if err != nil && !strings.HasPrefix(err.Error(), "RegistryUnavailable: ") {
+		t.Errorf("Pull = %q, want RegistryUnavailable", err)
+	}
 }

@@ -281,7 +281,7 @@ func (r *remote) referrers(ctx context.Context, d digest.Digest, artifactType st
 		return err
 	})
 	if err != nil {
-		err = r.explain(ctx, "referrers of "+d.String(), err)
+		err = certain(r.explain(ctx, "referrers of "+d.String(), err))
 		if errkind.Is(err, errkind.NotFound) {
 			return nil, nil
 		}

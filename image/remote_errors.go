@@ -106,6 +106,22 @@ func (r *remote) transient(err error) bool {
 		!errors.Is(err, context.Canceled) && errkind.Of(err) == errkind.Other
 }
 
+// mirrorsOnlyError: a mirror has no such thing, and the registry cannot be reached.
+type mirrorsOnlyError struct{ name, hosts string }
+
+func (e *mirrorsOnlyError) Error() string {
+	return fmt.Sprintf("image %s: not found at a mirror, and the registry cannot be reached: %s", e.name, e.hosts)
+}
+
+// certain makes err, of explain, one of the registry where a mirror's word does not
+// do: what the mirror does not have the registry may have.
+func certain(err error) error {
+	if e, ok := errors.AsType[*mirrorsOnlyError](err); ok {
+		return errkind.Errorf(errkind.Unavailable, registryUnavailable+"image %s: %s", e.name, e.hosts)
+	}
+	return err
+}
+
 // explain says what an error of this file's methods means. what is the part of the
 // image that was asked for, "" for its manifest.
 func (r *remote) explain(ctx context.Context, what string, err error) error {
@@ -124,7 +140,7 @@ func (r *remote) named(ctx context.Context, what string, err error) error {
 	if chain, ok := errors.AsType[*chainError](err); ok {
 		cause = chain.decisive()
 		if chain.onlyMirrors() {
-			return errkind.Errorf(errkind.NotFound, "image %s: not found at a mirror, and the registry cannot be reached: %s", name, withoutSecrets(err))
+			return errkind.New(errkind.NotFound, &mirrorsOnlyError{name: name, hosts: withoutSecrets(err)})
 		}
 	}
 	text := withoutSecrets(err)

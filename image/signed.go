@@ -138,6 +138,7 @@ func mayBeSignature(r ocispec.Descriptor) bool {
 // manifest is the one of a tag or a digest, nil when there is none.
 func (f *signatureFinder) manifest(ctx context.Context, tagOrDigest string) (*manifestDoc, error) {
 	_, data, err := f.store.fetchManifest(ctx, f.src, tagOrDigest)
+	err = certain(err)
 	if errkind.Is(err, errkind.NotFound) {
 		return nil, nil
 	}
