@@ -178,7 +178,9 @@ func (d *download) openBody() (io.ReadCloser, error) {
 func (d *download) again(err error) error {
 	d.close()
 	d.tries++
-	d.log.V(2).Info("Download broke off", "digest", d.desc.Digest, "offset", d.offset, "attempt", d.tries, "err", withoutSecrets(err))
+	if d.ctx.Err() == nil {
+		d.log.V(2).Info("Download broke off", "digest", d.desc.Digest, "offset", d.offset, "attempt", d.tries, "err", withoutSecrets(err))
+	}
 	if err := d.src.again(d.ctx, err, d.tries); err != nil {
 		return d.src.explain(d.ctx, d.desc.Digest.String(), err)
 	}

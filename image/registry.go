@@ -3,6 +3,7 @@ package image
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -61,7 +62,12 @@ func readHosts(ctx context.Context, dir, host string) ([]*endpoint, error) {
 		}
 		var any map[string]any
 		if err := toml.Unmarshal(data, &any); err != nil {
-			return nil, errkind.Errorf(errkind.Invalid, "registry configuration %s: %w", path, err)
+			line := ""
+			if at, ok := errors.AsType[*toml.DecodeError](err); ok {
+				n, _ := at.Position()
+				line = fmt.Sprintf(":%d", n)
+			}
+			return nil, errkind.Errorf(errkind.Invalid, "registry configuration %s%s: %w", path, line, err)
 		}
 	}
 	proxy := httpproxy.FromEnvironment().ProxyFunc()

@@ -227,9 +227,9 @@ func TestMirrors(t *testing.T) {
 			t.Errorf("%s came without the configured header or the registry's name", r.URL)
 		}
 	}
-	write("server = 'unclosed")
+	write("# ours\nserver = 'unclosed")
 	_, err := s.Pull(t.Context(), PullRequest{Ref: "registry.k8s.io/pause:3"})
-	wantError(t, err, errkind.Invalid, "registry.k8s.io/hosts.toml")
+	wantError(t, err, errkind.Invalid, "registry.k8s.io/hosts.toml:2: ")
 }
 
 func TestPullResumes(t *testing.T) {
