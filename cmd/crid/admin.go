@@ -268,7 +268,7 @@ func readLines(r io.Reader, each func(adminLine)) (adminLine, error) {
 	for d := json.NewDecoder(r); ; {
 		var l adminLine
 		if err := d.Decode(&l); err != nil {
-			return l, fmt.Errorf("read crid's answer: %w", err)
+			return l, fmt.Errorf("crid's answer broke off; has it ended? Its log says why: %w", err)
 		}
 		if err := l.err(); err != nil || l.Done {
 			return l, err

@@ -211,6 +211,17 @@ func TestBar(t *testing.T) {
 		{State: image.StepDone, Done: 50e6, Total: 50e6}, {State: image.StepExists, Total: 30e6}, {State: image.StepRunning, Done: 25e6, Total: 100e6},
 	}
 	unknown := []image.Step{{State: image.StepRunning, Done: 25e6, Total: -1}}
+	const name = "pull registry.example/team/app:v1"
+	for _, width := range []int{70, 60, 50} {
+		got := sum(half).bar(name, 10e9, width)
+		if want := map[int]string{
+			70: "pull ...try.example/team/app:v1 2 of 3 layers, 75MB of 150MB, 7.5MB/s",
+			60: "pull ...e/team/app:v1 2 of 3 layers, 75MB of 150MB, 7.5MB/s",
+			50: "pull 2 of 3 layers, 75MB of 150MB, 7.5MB/s",
+		}[width]; got != want {
+			t.Errorf("bar of a long name in %d columns = %q, want %q", width, got, want)
+		}
+	}
 	for _, c := range []struct {
 		steps []image.Step
 		width int
@@ -218,7 +229,7 @@ func TestBar(t *testing.T) {
 	}{
 		{half, 75, "pull x [=============              ] 2 of 3 layers, 75MB of 150MB, 7.5MB/s"},
 		{half, 55, "pull x 2 of 3 layers, 75MB of 150MB, 7.5MB/s"},
-		{half, 20, "pull x 2 of 3 layer"},
+		{half, 20, "pull 2 of 3 layers,"},
 		{unknown, 80, "pull x 25MB, 2.5MB/s"},
 		{half, 0, ""},
 	} {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -210,6 +211,9 @@ func (p program) imageCommand(args []string) (action, error) {
 	if len(args) == 0 {
 		return nil, usagef("`crid image` takes a command: there are %s", commands)
 	}
+	if asksForHelp(args[:1]) {
+		return nil, flag.ErrHelp
+	}
 	command, known := imageCommands[args[0]]
 	if !known && !strings.HasPrefix(args[0], "-") {
 		return nil, usagef("unknown command %q of `crid image`; there are %s", args[0], commands)
@@ -227,7 +231,7 @@ func (p program) imageCommand(args []string) (action, error) {
 		flags.BoolVar(&a.digests, "digests", false, "")
 	}
 	var err error
-	if a.rest, err = parseFlags(flags, args[1:]); err != nil {
+	if a.rest, err = parseAnywhere(flags, args[1:]); err != nil {
 		return nil, err
 	}
 	n := len(a.rest)

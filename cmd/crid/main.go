@@ -17,6 +17,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 )
 
@@ -158,6 +159,9 @@ func (p program) find(args []string) (action, error) {
 }
 
 func (p program) configCommand(args []string) (action, error) {
+	if asksForHelp(args) {
+		return nil, flag.ErrHelp
+	}
 	switch strings.Join(args, " ") {
 	case "default":
 		return func(context.Context, func() (Config, error)) error {
@@ -171,7 +175,7 @@ func (p program) configCommand(args []string) (action, error) {
 	case "check":
 		return configured(func(_ context.Context, c Config) error {
 			if _, err := openSignatures(c); err != nil {
-				return usageError{fmt.Errorf("images.signature_policy: %w", err)}
+				return usageError{err}
 			}
 			_, err := fmt.Fprintln(p.out, "the configuration is right")
 			return err
@@ -223,6 +227,22 @@ func parseFlags(f *flag.FlagSet, args []string) ([]string, error) {
 		what = command + ": " + what
 	}
 	return nil, usagef("%s; `crid --help` lists the flags", what)
+}
+
+// parseAnywhere is parseFlags for commands whose flags may also stand behind or
+// between the arguments.
+func parseAnywhere(f *flag.FlagSet, args []string) (rest []string, err error) {
+	for {
+		if args, err = parseFlags(f, args); err != nil || len(args) == 0 {
+			return rest, err
+		}
+		rest, args = append(rest, args[0]), args[1:]
+	}
+}
+
+// asksForHelp is for the places that have no flags of their own.
+func asksForHelp(args []string) bool {
+	return slices.Contains(args, "--help") || slices.Contains(args, "-help") || slices.Contains(args, "-h")
 }
 
 // buildVersion is set by the linker, see Makefile.

@@ -66,6 +66,9 @@ func writeConfig(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) > 1 {
 		c.Images.SignaturePolicy = ts.MkAbs(args[1])
 	}
+	if len(args) > 2 {
+		c.Images.SignatureVerifier = args[2]
+	}
 	text, err := c.documented()
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), text, 0o600))

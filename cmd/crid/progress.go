@@ -166,11 +166,18 @@ func (t total) text(since time.Duration) string {
 	return s.String()
 }
 
-// bar is text with a bar before it, in at most width columns less one.
+// bar is text with a bar before it, in at most width columns less one. What is long
+// loses the beginning of its name first: the figures are what changes.
 func (t total) bar(what string, since time.Duration, width int) string {
 	text := t.text(since)
 	line := what + " " + text
 	const least = 10
+	if verb, name, _ := strings.Cut(what, " "); len(line) > width-1 {
+		line = verb + " " + text
+		if room := width - 1 - len(line) - len(" ..."); room >= least {
+			line = verb + " ..." + name[max(len(name)-room, 0):] + " " + text
+		}
+	}
 	if room := width - 1 - len(line) - 3; t.known && t.size > 0 && room >= least {
 		room = min(room, 40)
 		full := int(min(t.done, t.size) * int64(room) / t.size)

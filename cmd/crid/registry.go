@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"strings"
@@ -18,22 +19,18 @@ const registryCheckTimeout = 10 * time.Second
 
 // registryCommand checks the arguments of `crid registry`.
 func (p program) registryCommand(args []string) (action, error) {
+	if asksForHelp(args) {
+		return nil, flag.ErrHelp
+	}
 	if len(args) == 0 || args[0] != "explain" {
 		return nil, usagef("`crid registry` takes \"explain\", not %q", strings.Join(args, " "))
 	}
 	flags := newFlags("crid registry explain")
 	asJSON := flags.Bool("json", false, "")
 	offline := flags.Bool("offline", false, "")
-	rest, err := parseFlags(flags, args[1:])
+	rest, err := parseAnywhere(flags, args[1:])
 	if err != nil {
 		return nil, err
-	}
-	if len(rest) > 0 { // flags may stand behind the name
-		more, err := parseFlags(flags, rest[1:])
-		if err != nil {
-			return nil, err
-		}
-		rest = append(rest[:1], more...)
 	}
 	if len(rest) != 1 {
 		return nil, usagef("`crid registry explain` takes one image name, but was given %d arguments", len(rest))

@@ -350,8 +350,12 @@ func openSignatures(c Config) (*signature.Checker, error) {
 	if c.Images.SignaturePolicy == "" {
 		return nil, nil
 	}
-	return signature.New(signature.Options{
+	checker, err := signature.New(signature.Options{
 		PolicyFile: c.Images.SignaturePolicy,
 		Program:    programPath("crid-verify", c.Images.SignatureVerifier),
 	})
+	if err != nil {
+		return nil, fmt.Errorf("images.signature_policy: %w", err)
+	}
+	return checker, nil
 }

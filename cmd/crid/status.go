@@ -278,7 +278,7 @@ func (v *nodeView) text(out io.Writer, now time.Time) error {
 	}
 	line("pods", "%d ready, %d not ready", ready, len(v.Pods)-ready)
 	line("containers", "%d running, %d created, %d exited", v.Containers["running"], v.Containers["created"], v.Containers["exited"])
-	line("images", "%s", units.BytesSize(float64(v.ImageBytes)))
+	line("images", "%s", units.HumanSize(float64(v.ImageBytes))) // as `crid image list` has it
 	if err := w.Flush(); err != nil {
 		return err
 	}

@@ -137,7 +137,7 @@ crid-monitor  1.2.2, pid 77, 1 execs, 30 descriptors
 features      user namespaces, mount options
 pods          2 ready, 1 not ready
 containers    1 running, 0 created, 2 exited
-images        3GiB
+images        3.221GB
 
 `
 

@@ -50,7 +50,7 @@ func New(o Options) (*Checker, error) {
 	}
 	if p.asksForSignatures() {
 		if _, err := exec.LookPath(o.Program); err != nil {
-			return nil, errkind.Errorf(errkind.Invalid, "signature policy %s asks for signatures: program to verify them: %w", o.PolicyFile, err)
+			return nil, errkind.Errorf(errkind.Invalid, "signature policy %s asks for signatures, and the program that verifies them is missing: %w; install crid-verify beside crid", o.PolicyFile, err)
 		}
 	}
 	return &Checker{file: o.PolicyFile, program: o.Program, running: make(chan struct{}, maxRuns)}, nil
