@@ -18,6 +18,7 @@ type recent struct {
 	since    time.Time                // +checklocks:mu; nothing below is older
 	usage    map[string]usageReading  // +checklocks:mu; by cgroup
 	networks map[string]*NetworkStats // +checklocks:mu; by the path of the namespace
+	forgets  int                      // calls of forget; +checklocks:mu
 }
 
 type usageReading struct {
@@ -34,6 +35,7 @@ func (r *recent) Usage(cgroup string, parts cgstat.Parts) (Usage, time.Time, err
 	r.mu.Lock()
 	r.expireLocked()
 	old, ok := r.usage[cgroup]
+	forgets := r.forgets
 	r.mu.Unlock()
 	if ok && old.parts&parts == parts {
 		return old.usage, old.at, nil
@@ -46,7 +48,9 @@ func (r *recent) Usage(cgroup string, parts cgstat.Parts) (Usage, time.Time, err
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.expireLocked()
-	r.usage[cgroup] = usageReading{at, parts, u}
+	if forgets == r.forgets { // else it may have the limits of before
+		r.usage[cgroup] = usageReading{at, parts, u}
+	}
 	return u, at, nil
 }
 
@@ -89,6 +93,7 @@ func (r *recent) forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.usage, r.networks, r.since = nil, nil, time.Time{}
+	r.forgets++
 }
 
 // expireLocked begins anew when what is kept has become old. All of it goes at once, which is
