@@ -91,7 +91,7 @@ func (s *server) push(tb testing.TB, repo string, img v1.Image) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := ggcr.Write(ref, img); err != nil {
+	if err := ggcr.Write(ref, img, ggcr.WithNondistributable); err != nil {
 		tb.Fatal(err)
 	}
 	return ref.Name()

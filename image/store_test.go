@@ -270,6 +270,8 @@ func TestPullFormats(t *testing.T) {
 		"plain":    imageOf(t, testLayer{static.NewLayer(raw, types.OCIUncompressedLayer), raw}),
 		"zstd":     imageOf(t, testLayer{static.NewLayer(zstdCompressed(t, raw), types.OCILayerZStd), raw}),
 		"mislabel": imageOf(t, testLayer{static.NewLayer(raw, types.OCILayer), raw}),
+		"foreign":  imageOf(t, testLayer{static.NewLayer(gzipped(t, raw), types.DockerForeignLayer), raw}),
+		"limited":  imageOf(t, testLayer{static.NewLayer(gzipped(t, raw), types.OCIRestrictedLayer), raw}),
 		"none":     imageOf(t),
 		"twice":    imageOf(t, layerOf(t, file("f", "x")), layerOf(t, file("g", "x")), layerOf(t, file("f", "x"))),
 	} {
