@@ -42,7 +42,7 @@ func (s *Server) watch(ctx context.Context, c *container) {
 	} else {
 		e.Code, e.Lost = adoptedExit(ctx, c.pidfd, c.pid, c.began)
 	}
-	if !known && e.Code != 0 { // reading the log takes milliseconds
+	if !known {
 		e.OOMKilled = oomKilledInLog(c.pid, c.began, c.cgroup.path())
 	}
 	c.io.drain(ctx)

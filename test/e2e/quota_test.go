@@ -121,7 +121,7 @@ func checkProjectLimits(t *testing.T, n *Node, full, other string) {
 			t.Errorf("%s: %s", script, text)
 		}
 	}
-	refused(full, "head -c 67108864 /dev/zero >/big")
+	refused(full, "dd if=/dev/zero of=/big bs=65536 count=1024")
 	between(t, "bytes at the limit", n.containerStats(full).WritableLayer.UsedBytes, 24*mib, 32*mib)
 	n.Sh(full, "rm /big; head -c 1048576 /dev/zero >/again")
 	refused(full, "mkdir /many; i=0; while touch /many/$i; do i=$((i+1)); done; exit 1")
