@@ -67,19 +67,21 @@ func changeLikeAPackageManager(n *Node, id string) {
 }
 
 func checkProjectFigures(t *testing.T, n *Node, root, id string) {
-	changeLikeAPackageManager(n, id)
-	before := n.containerStats(id).WritableLayer
-	n.Sh(id, "head -c 4194304 /dev/zero >/written; mkdir /d; touch /d/1 /d/2")
-	// At once, and without a look at the files.
-	got := n.containerStats(id).WritableLayer
-	between(t, "bytes", got.UsedBytes, before.UsedBytes.Value+4*mib, before.UsedBytes.Value+5*mib)
-	between(t, "inodes", got.InodesUsed, before.InodesUsed.Value, before.InodesUsed.Value+4)
-	// xfs takes removed files apart in the background.
-	n.Eventually("the figures are those of du", func() bool {
+	var got, before *cri.FilesystemUsage
+	settled := func() bool {
 		bytes, inodes := diskUsage(t, root, id)
 		got = n.containerStats(id).WritableLayer
 		return got.UsedBytes.Value == bytes && got.InodesUsed.Value == inodes
-	})
+	}
+	changeLikeAPackageManager(n, id)
+	n.Eventually("xfs has taken removed files apart, which it does in the background", settled)
+	before = got
+	n.Sh(id, "head -c 4194304 /dev/zero >/written; mkdir /d; touch /d/1 /d/2")
+	// At once, and without a look at the files.
+	got = n.containerStats(id).WritableLayer
+	between(t, "bytes", got.UsedBytes, before.UsedBytes.Value+4*mib, before.UsedBytes.Value+5*mib)
+	between(t, "inodes", got.InodesUsed, before.InodesUsed.Value, before.InodesUsed.Value+4)
+	n.Eventually("the figures are those of du", settled)
 	fs, err := n.Images.ImageFsInfo(n.Ctx(), &cri.ImageFsInfoRequest{})
 	if err != nil {
 		t.Fatal(err)
