@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -49,6 +48,7 @@ func benchNode(b *testing.B) *Node {
 		b.Fatal(err)
 	}
 	n.Runtime, n.Images = cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
+	n.Registry = NewRegistry(b)
 	b.Cleanup(func() {
 		n.RemoveAll()
 		_ = conn.Close()
@@ -233,87 +233,4 @@ func BenchmarkSixtyPods(b *testing.B) {
 		n.RemoveAll()
 		b.ReportMetric(time.Since(began).Seconds(), "down-s")
 	}
-}
-
-// BenchmarkPull pulls, unpacks and removes an image of ten layers made of this
-// machine's Go toolchain. The registry and the compression are ours, in this
-// process; with one machine for both, the registry's share is in the figure.
-func BenchmarkPull(b *testing.B) {
-	n := benchNode(b)
-	if *endpointFlag != "" {
-		b.Skip("the registry's address would have to be in the other runtime's configuration")
-	}
-	img, bytes, files := bigImage(b)
-	n.Registry.Push("bench/big:1", img)
-	var pull, remove time.Duration
-	i := 0
-	for b.Loop() {
-		began := time.Now()
-		id := n.Pull("registry.k8s.io/bench/big:1")
-		pull += time.Since(began)
-		began = time.Now()
-		if _, err := n.Images.RemoveImage(n.Ctx(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: id}}); err != nil {
-			b.Fatal(err)
-		}
-		remove += time.Since(began)
-		b.StopTimer()
-		n.settle(func() bool { e, _ := os.ReadDir(n.path("root", "trash")); return len(e) == 0 })
-		b.StartTimer()
-		i++
-	}
-	b.ReportMetric(pull.Seconds()/float64(i), "pull-s")
-	b.ReportMetric(remove.Seconds()*1000/float64(i), "remove-ms")
-	b.ReportMetric(float64(bytes)/(1<<20), "compressed-MiB")
-	b.ReportMetric(float64(files), "files")
-}
-
-// bigImage has the Go source tree and tools in ten layers.
-func bigImage(b *testing.B) (img v1.Image, compressed int64, files int) {
-	b.Helper()
-	const layers, most = 10, 520 << 20
-	parts := make([][]File, layers)
-	total := 0
-	root := filepath.Join(goroot(b), "..")
-	err := filepath.Walk(goroot(b), func(p string, fi os.FileInfo, err error) error {
-		if err != nil || !fi.Mode().IsRegular() || total > most {
-			return err
-		}
-		data, err := os.ReadFile(p)
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(root, p)
-		if err != nil {
-			return err
-		}
-		i := files % layers
-		parts[i] = append(parts[i], File{Path: fmt.Sprintf("l%d/%s", i, rel), Mode: int64(fi.Mode().Perm()), Data: data})
-		total += len(data)
-		files++
-		return nil
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	made := make([]v1.Layer, layers)
-	for i, part := range parts {
-		made[i] = Layer(b, part...)
-		size, err := made[i].Size()
-		if err != nil {
-			b.Fatal(err)
-		}
-		compressed += size
-	}
-	return Image(b, v1.Config{}, made...), compressed, files
-}
-
-func goroot(b *testing.B) string {
-	b.Helper()
-	for _, dir := range []string{os.Getenv("GOROOT"), "/usr/local/go"} {
-		if _, err := os.Stat(filepath.Join(dir, "src")); dir != "" && err == nil {
-			return dir
-		}
-	}
-	b.Skip("no Go source tree to make a large image of")
-	return ""
 }
