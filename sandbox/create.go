@@ -31,7 +31,6 @@ func (m *Manager) Create(ctx context.Context, sandboxID string, w config.Contain
 	if err != nil {
 		return "", err
 	}
-	m.expectMoves()
 	for {
 		c, begin, err := m.admitContainer(ctx, s, w)
 		if err != nil {

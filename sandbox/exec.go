@@ -42,7 +42,6 @@ func (m *Manager) ExecSync(ctx context.Context, id string, args []string, timeou
 	if err := c.mayExec(); err != nil {
 		return ExecResult{}, err
 	}
-	m.expectMoves()
 	mon, err := m.reach(ctx)
 	if err != nil {
 		return ExecResult{}, err

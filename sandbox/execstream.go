@@ -43,7 +43,6 @@ func (m *Manager) Exec(ctx context.Context, id string, args []string, s Streams)
 	if err := c.mayExec(); err != nil {
 		return 0, err
 	}
-	m.expectMoves()
 	mon, err := m.reach(ctx)
 	if err != nil {
 		return 0, err

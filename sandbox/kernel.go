@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/sys"
@@ -42,9 +41,6 @@ type Kernel interface {
 	Process(pid int, cgroup string) (*os.File, error)
 	// Ended reports whether a process has ended and, where the kernel knows, how.
 	Ended(pidfd *os.File) (ended bool, code int, known bool)
-	// ExpectMoves says that within d a process may be put into a cgroup, which is then
-	// quicker. It does not wait.
-	ExpectMoves(d time.Duration)
 }
 
 // Pins says which namespaces a sandbox gets of its own, by the path at which
@@ -63,9 +59,7 @@ type Pins struct {
 // shmSize is the size of /dev/shm, as with other runtimes. CRI has no field for it.
 const shmSize = 64 << 20
 
-type kernel struct{ moves *sys.CgroupMoves }
-
-func newKernel() kernel { return kernel{&sys.CgroupMoves{}} }
+type kernel struct{}
 
 // Share makes dir a mount of its own only where the mount that it is on is not
 // shared already, as /run is under systemd.
@@ -193,14 +187,3 @@ func (kernel) Ended(f *os.File) (bool, int, bool) {
 	code, known := sys.PidfdExitInfo(f)
 	return true, code, known
 }
-
-func (k kernel) ExpectMoves(d time.Duration) { k.moves.Expect(d) }
-
-// expectMoves is called where a process is about to be started in a container, or a
-// call that starts one usually follows: CreateContainer on RunPodSandbox, the next
-// container or a probe on StartContainer.
-func (m *Manager) expectMoves() { m.o.Kernel.ExpectMoves(movesWithin) }
-
-// movesWithin is longer than kubelet takes from one of these calls to the next, and
-// costs 1 ms of CPU time when the next does not come.
-const movesWithin = 100 * time.Millisecond

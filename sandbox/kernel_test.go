@@ -18,7 +18,7 @@ func TestPinReal(t *testing.T) {
 	testutil.RequireRoot(t)
 	dir := t.TempDir()
 	diff := testutil.Snapshot(t, testutil.Scope{MountsBelow: []string{dir}})
-	k := newKernel()
+	k := kernel{}
 	if err := k.Share(filepath.Join(dir, "ns")); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestPinRealFailures(t *testing.T) {
 	dir := t.TempDir()
 	for name, value := range map[string]string{"kernel.shm_rmid_forced": "nonsense", "net.ipv4.no_such_thing": "1"} {
 		p := Pins{IPC: filepath.Join(dir, "ipc"), UTS: filepath.Join(dir, "uts"), Sysctls: map[string]string{name: value}}
-		if err := newKernel().Pin(p); !errkind.Is(err, errkind.Invalid) || !strings.Contains(err.Error(), name) {
+		if err := (kernel{}).Pin(p); !errkind.Is(err, errkind.Invalid) || !strings.Contains(err.Error(), name) {
 			t.Errorf("Pin with %s=%s = %v, want kind invalid and the name", name, value, err)
 		}
 		if left, _ := os.ReadDir(dir); len(left) > 0 {
@@ -101,7 +101,7 @@ func TestPinRealFailures(t *testing.T) {
 }
 
 func TestProcessReal(t *testing.T) {
-	k := newKernel()
+	k := kernel{}
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		t.Fatal(err)

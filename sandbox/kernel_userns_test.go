@@ -44,7 +44,7 @@ func TestPinUserReal(t *testing.T) {
 	testutil.RequireRoot(t)
 	dir := t.TempDir()
 	diff := testutil.Snapshot(t, testutil.Scope{MountsBelow: []string{dir}})
-	k := newKernel()
+	k := kernel{}
 	const host = 1 << 18
 	maps := &config.IDMaps{UIDs: config.IDMapping{HostID: host, Length: 1000}, GIDs: config.IDMapping{HostID: host, Length: 1000}}
 	p := Pins{

@@ -209,7 +209,7 @@ func prepare(ctx context.Context, o Options) (*Manager, error) {
 	orDefault(&o.RecoverTimeout, 5*time.Second)
 	orDefault(&o.EtcDir, "/etc")
 	if o.Kernel == nil {
-		o.Kernel = newKernel()
+		o.Kernel = kernel{}
 	}
 	if o.Figures == nil {
 		o.Figures = newMachine()

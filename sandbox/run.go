@@ -111,7 +111,6 @@ func (m *Manager) run(ctx context.Context, s *sandbox) error {
 	ctx = klog.NewContext(ctx, log)
 	err := m.bringUp(ctx, s)
 	if err == nil {
-		m.expectMoves()
 		log.V(2).Info("Made sandbox", "duration", time.Since(began), "ips", s.record().IPs)
 		m.check(s)
 		return nil

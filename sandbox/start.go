@@ -70,7 +70,6 @@ func (m *Manager) start(ctx context.Context, c *container, mon Monitor) error {
 			err = m.step("container.start.monitor")
 		}
 		if err == nil {
-			m.expectMoves()
 			klog.FromContext(ctx).V(2).Info("Started container", "duration", time.Since(began))
 		}
 	}

@@ -298,9 +298,6 @@ func (k *Kernel) Ended(f *os.File) (bool, int, bool) {
 }
 
 // mounts is what is pinned and mounted, sorted.
-// ExpectMoves has nothing to prepare.
-func (k *Kernel) ExpectMoves(time.Duration) {}
-
 func (k *Kernel) mounts() []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
