@@ -57,9 +57,7 @@ func benchmarkPull(b *testing.B, layers []v1.Layer) {
 			b.Fatal(err)
 		}
 		remove += time.Since(began)
-		for i := 0; diskKiB(b, root) > before+kib/10 && i < 100; i++ { // what is deleted in the background
-			time.Sleep(100 * time.Millisecond)
-		}
+		n.settle(func() bool { return diskKiB(b, root) <= before+kib/10 }) // what is deleted in the background
 		rounds++
 	}
 	b.ReportMetric(pull.Seconds()/float64(rounds), "pull-s")
