@@ -52,8 +52,6 @@ exit codes: 0 done, 1 it did not work, 2 the command line or the configuration i
 `
 
 func main() {
-	// Nobody reads such a profile, and its table takes up to 1.4 MiB.
-	runtime.MemProfileRate = 0
 	p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	os.Exit(p.run(context.Background(), os.Args[1:]))
 }

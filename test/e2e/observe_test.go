@@ -98,6 +98,17 @@ func TestObserved(t *testing.T) {
 			t.Errorf("/debug/pprof/goroutine has no stack of crid's main function:\n%s", got)
 		}
 	})
+	t.Run("allocations", func(t *testing.T) {
+		// Its first line has the samples of what is in use, of all there ever was, and twice the
+		// bytes from one sample to the next.
+		page := n.fetch("/debug/pprof/heap?debug=1&gc=1")
+		var used, usedBytes, all, allBytes, every int64
+		_, err := fmt.Sscanf(page, "heap profile: %d: %d [%d: %d] @ heap/%d", &used, &usedBytes, &all, &allBytes, &every)
+		if err != nil || all == 0 || every == 0 {
+			first, _, _ := strings.Cut(page, "\n")
+			t.Errorf("/debug/pprof/heap begins with %q (%v), want samples of allocations", first, err)
+		}
+	})
 	n.RemovePod(pod)
 	n.Stop() // what waits is sent
 	t.Run("traces", func(t *testing.T) { checkTraces(t, collector, trace) })
