@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cridproject/crid/internal/testutil"
@@ -107,8 +109,13 @@ func (f *fakeCRI) PodSandboxStatus(_ context.Context, r *cri.PodSandboxStatusReq
 	return &cri.PodSandboxStatusResponse{Status: s}, nil
 }
 
+type criServer interface {
+	cri.RuntimeServiceServer
+	cri.ImageServiceServer
+}
+
 // serveCRI serves f at c's socket until stop.
-func serveCRI(t *testing.T, c Config, f *fakeCRI) (stop func()) {
+func serveCRI(t *testing.T, c Config, f criServer) (stop func()) {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", c.Socket)
 	if err != nil {
@@ -165,7 +172,11 @@ func TestStatus(t *testing.T) {
 	c, f := statusConfig(t), &fakeCRI{}
 	defer serveCRI(t, c, f)()
 	var v *nodeView
-	if err := (program{}).look(t.Context(), c, func(got *nodeView) error { v = got; return nil }); err != nil {
+	err := (program{}).look(t.Context(), c, func(ctx context.Context, r *statusReader) (err error) {
+		v, err = r.read(ctx)
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
@@ -183,6 +194,31 @@ func TestStatus(t *testing.T) {
 		if !strings.Contains(string(data), want) {
 			t.Errorf("as JSON %s, which lacks %s", data, want)
 		}
+	}
+}
+
+// tableOnly is a node that can be asked for pods alone.
+type tableOnly struct{ fakeCRI }
+
+func (*tableOnly) Status(context.Context, *cri.StatusRequest) (*cri.StatusResponse, error) {
+	return nil, status.Error(codes.Internal, "somebody asks for the node's status")
+}
+
+func (*tableOnly) ImageFsInfo(context.Context, *cri.ImageFsInfoRequest) (*cri.ImageFsInfoResponse, error) {
+	return nil, status.Error(codes.Internal, "somebody asks what images take")
+}
+
+// crid pods asks for pods, and not for what it does not show.
+func TestPods(t *testing.T) {
+	testutil.LeakCheck(t)
+	c, f := statusConfig(t), &tableOnly{fakeCRI{stats: 1}}
+	defer serveCRI(t, c, f)()
+	var out bytes.Buffer
+	if err := (program{out: &out}).pods(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); strings.Count(got, "\n") != strings.Count(wantTable, "\n") || !strings.Contains(got, "251m  34MiB   10.0.0.2") {
+		t.Errorf("pods:\n%s\nwant, but for the ages:\n%s", got, wantTable)
 	}
 }
 

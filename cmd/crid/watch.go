@@ -38,7 +38,13 @@ func (p program) statusCommand(args []string) (action, error) {
 	}
 	return configured(func(ctx context.Context, c Config) error {
 		if !*watch {
-			return p.look(ctx, c, func(v *nodeView) error { return print(v, p.out) })
+			return p.look(ctx, c, func(ctx context.Context, r *statusReader) error {
+				v, err := r.read(ctx)
+				if err != nil {
+					return err
+				}
+				return print(v, p.out)
+			})
 		}
 		ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
@@ -48,11 +54,17 @@ func (p program) statusCommand(args []string) (action, error) {
 
 // pods is the table of `crid status` alone.
 func (p program) pods(ctx context.Context, c Config) error {
-	return p.look(ctx, c, func(v *nodeView) error { return podTable(p.out, v.Pods, time.Now()) })
+	return p.look(ctx, c, func(ctx context.Context, r *statusReader) error {
+		rows, err := r.pods(ctx, make(map[string]int))
+		if err != nil {
+			return plainStatus(err)
+		}
+		return podTable(p.out, rows, time.Now())
+	})
 }
 
 // look asks once.
-func (p program) look(ctx context.Context, c Config, show func(*nodeView) error) error {
+func (p program) look(ctx context.Context, c Config, ask func(context.Context, *statusReader) error) error {
 	client, err := dialCRI(ctx, c)
 	if err != nil {
 		return err
@@ -60,11 +72,7 @@ func (p program) look(ctx context.Context, c Config, show func(*nodeView) error)
 	defer client.close()
 	ctx, cancel := context.WithTimeout(ctx, statusLimit)
 	defer cancel()
-	v, err := (&statusReader{client: client}).read(ctx)
-	if err != nil {
-		return err
-	}
-	return show(v)
+	return ask(ctx, &statusReader{client: client})
 }
 
 // watch shows the node again and again until ctx ends, which is no error. A terminal is
