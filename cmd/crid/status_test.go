@@ -293,7 +293,7 @@ func TestFrame(t *testing.T) {
 		{"fits", "a\nb\n", 10, 10, "\x1b[Ha\x1b[K\r\nb\x1b[K\x1b[J"},
 		{"too wide", "αβγδ\n", 10, 3, "\x1b[Hαβγ\x1b[K\x1b[J"},
 		{"too long", "a\nb\nc\nd\n", 3, 0, "\x1b[Ha\x1b[K\r\nb\x1b[K\r\n... 2 more lines\x1b[K\x1b[J"},
-		{"size not known", "a\nb\nc\n", 0, 0, "\x1b[Ha\x1b[K\r\nb\x1b[K\r\nc\x1b[K\x1b[J"},
+		{"size not known", "a\nb\nc\n", -1, -1, "\x1b[Ha\x1b[K\r\nb\x1b[K\r\nc\x1b[K\x1b[J"},
 	} {
 		if got := frame(tt.page, tt.rows, tt.columns); got != tt.want {
 			t.Errorf("%s: frame = %q, want %q", tt.name, got, tt.want)

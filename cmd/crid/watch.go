@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cridproject/crid/internal/sys"
+	"golang.org/x/term"
 )
 
 const (
@@ -80,10 +80,8 @@ func (p program) look(ctx context.Context, c Config, ask func(context.Context, *
 // says so, and goes on.
 func (p program) watch(ctx context.Context, c Config, every time.Duration, asJSON bool, show func(*nodeView, io.Writer) error) error {
 	var s screen = blocks{out: p.out, separate: !asJSON}
-	if f, ok := p.out.(*os.File); ok && !asJSON {
-		if _, _, isTerminal := sys.WindowSize(f); isTerminal {
-			s = terminal{f}
-		}
+	if f, ok := p.out.(*os.File); ok && !asJSON && term.IsTerminal(int(f.Fd())) {
+		s = terminal{f}
 	}
 	if err := s.open(); err != nil {
 		return err
@@ -188,13 +186,13 @@ func (t terminal) close() { _, _ = t.f.WriteString(leaveScreen) }
 // draw writes over what is there, line by line and in one call, so that nothing
 // flickers.
 func (t terminal) draw(page string) error {
-	rows, columns, _ := sys.WindowSize(t.f)
+	columns, rows, _ := term.GetSize(int(t.f.Fd()))
 	_, err := t.f.WriteString(frame(page, rows, columns))
 	return err
 }
 
-// frame is what draws as much of page as a terminal has room for. A size of 0 is not
-// known.
+// frame is what draws as much of page as a terminal has room for. A size of 0 or less is
+// not known.
 func frame(page string, rows, columns int) string {
 	lines := strings.Split(strings.TrimSuffix(page, "\n"), "\n")
 	if rows > 1 && len(lines) > rows {
