@@ -17,7 +17,7 @@ REF ?= HEAD
 MONITOR_TAGS := runc_nocriu,seccomp,netgo,osusergo
 MONITOR_LDFLAGS := $(LDFLAGS) -linkmode external -extldflags "-static"
 
-.PHONY: help deps build run clean-run check test unit kernel e2e crash test-vm fuzz bench clean FORCE
+.PHONY: help deps build run clean-run check test unit kernel e2e kubelet crash test-vm fuzz bench clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -55,7 +55,7 @@ check: ## formatting, vet, linters, tidy modules
 	@hack/verify.sh
 
 test: ## every tier of tests (as root)
-	@hack/test.sh unit kernel e2e crash vm
+	@hack/test.sh unit kernel e2e kubelet crash vm
 
 unit: ## every package's tests with the race detector; root is not needed
 	@hack/test.sh unit
@@ -65,6 +65,9 @@ kernel: ## tests of the packages that touch the kernel (as root)
 
 e2e: ## crid, crid-monitor and CNI's plugins, driven as kubelet would (as root)
 	@hack/test.sh e2e
+
+kubelet: ## a real kubelet on crid, with static pods (as root; builds kubelet once)
+	@hack/test.sh kubelet
 
 crash: ## crid killed at each failpoint (as root)
 	@hack/test.sh crash

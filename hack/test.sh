@@ -2,12 +2,14 @@
 # test.sh runs tiers of tests, all that are named even if one fails, and ends
 # with a line "N passed, N failed, N skipped" over all of them.
 #
-#   hack/test.sh unit|kernel|e2e|crash|vm ...
+#   hack/test.sh unit|kernel|e2e|kubelet|crash|vm ...
 #
 #   unit     every package but test/e2e, with the race detector; what needs root
 #            is skipped without it
 #   kernel   the packages that touch the kernel, as root, nothing skipped
 #   e2e      test/e2e against programs built with the race detector
+#   kubelet  test/e2e/kubelet: a real kubelet, which hack/kubernetes/build.sh makes
+#            if it is not there, and crid with the race detector
 #   crash    test/e2e's TestCrash, with failpoints compiled in
 #   vm       kernel and e2e (both cgroup drivers) in a VM: see hack/vm.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -46,18 +48,23 @@ e2e() {
 	CRID_REQUIRE_ROOT=1 tier e2e go test -json -count=1 -timeout 20m ./test/e2e -cni-bin "$PWD/bin/cni"
 }
 
+kubelet() {
+	hack/kubernetes/build.sh
+	CRID_REQUIRE_ROOT=1 tier kubelet go test -json -count=1 -timeout 20m ./test/e2e/kubelet -cni-bin "$PWD/bin/cni" -kubelet "$PWD/bin/kubernetes/kubelet"
+}
+
 crash() {
 	CRID_REQUIRE_ROOT=1 tier crash go test -json -count=1 -timeout 20m -tags failpoint -run TestCrash ./test/e2e -cni-bin "$PWD/bin/cni"
 }
 
 vm() { tier vm hack/vm.sh test; }
 
-[ $# -gt 0 ] || die "which tiers? unit, kernel, e2e, crash, vm"
+[ $# -gt 0 ] || die "which tiers? unit, kernel, e2e, kubelet, crash, vm"
 need_go
 for t in "$@"; do
 	case $t in
 	unit) ;;
-	kernel | e2e | crash) need_root; hack/deps.sh test ;;
+	kernel | e2e | kubelet | crash) need_root; hack/deps.sh test ;;
 	vm) need_root; hack/deps.sh test vm ;;
 	*) die "no such tier: $t" ;;
 	esac

@@ -108,7 +108,7 @@ var rules = map[string]rule{
 	"internal/cgstat":              {own: []string{"internal/sys"}},
 	"internal/sys":                 {own: []string{"internal/errkind"}, other: []string{unix}},
 	"internal/testutil":            {own: []string{"internal/sys", "internal/errkind"}},
-	"test":                         {own: []string{leafs}, other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "github.com/google/go-containerregistry"}},
+	"test":                         {own: []string{leafs, "test/e2e"}, other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "github.com/google/go-containerregistry", "k8s.io/client-go", "k8s.io/streaming"}},
 	// Programs of the build: they make images, or are clients of crid.
 	"hack": {own: []string{leafs}, other: []string{"k8s.io/cri-api", "google.golang.org/grpc", "github.com/google/go-containerregistry"}},
 }

@@ -25,15 +25,19 @@ import (
 // Transports are the two ways in which Kubernetes' clients talk to a streaming server.
 var Transports = []string{"SPDY", "WebSocket"}
 
+// insecureTLS is for kubelet's streams, whose certificate is kubelet's own; crid's
+// have none.
+var insecureTLS = rest.TLSClientConfig{Insecure: true}
+
 // Executor is a client of an exec's or attachment's URL.
 func Executor(t testing.TB, transport, target string) remotecommand.Executor {
 	t.Helper()
 	var e remotecommand.Executor
 	u, err := url.Parse(target)
 	if err == nil && transport == "SPDY" {
-		e, err = remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, u)
+		e, err = remotecommand.NewSPDYExecutor(&rest.Config{TLSClientConfig: insecureTLS}, http.MethodPost, u)
 	} else if err == nil {
-		e, err = remotecommand.NewWebSocketExecutor(&rest.Config{}, http.MethodGet, target)
+		e, err = remotecommand.NewWebSocketExecutor(&rest.Config{TLSClientConfig: insecureTLS}, http.MethodGet, target)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -83,13 +87,13 @@ func Dialer(t testing.TB, transport, target string) httpstream.Dialer {
 		t.Fatal(err)
 	}
 	if transport == "WebSocket" {
-		d, err := portforward.NewSPDYOverWebsocketDialerForStreaming(u, &rest.Config{})
+		d, err := portforward.NewSPDYOverWebsocketDialerForStreaming(u, &rest.Config{TLSClientConfig: insecureTLS})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return d
 	}
-	rt, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+	rt, upgrader, err := spdy.RoundTripperFor(&rest.Config{TLSClientConfig: insecureTLS})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,177 @@
+package kubelet
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/remotecommand"
+
+	"github.com/cridproject/crid/test/e2e"
+)
+
+// client speaks to kubelet, whose certificate is its own.
+var client = &http.Client{
+	Timeout:   30 * time.Second,
+	Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, //nolint:gosec // a kubelet of this test
+}
+
+const server = "https://127.0.0.1:" + port
+
+// get is the body of an answer of kubelet's.
+func (k *kubelet) get(path string) (string, error) {
+	r, err := client.Get(server + path)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err == nil && r.StatusCode != http.StatusOK {
+		err = fmt.Errorf("GET %s: %s: %s", path, r.Status, b)
+	}
+	return string(b), err
+}
+
+// pods are those that kubelet knows, with their statuses.
+func (k *kubelet) pods() ([]corev1.Pod, error) {
+	body, err := k.get("/pods")
+	if err != nil {
+		return nil, err
+	}
+	var list corev1.PodList
+	err = json.Unmarshal([]byte(body), &list)
+	return list.Items, err
+}
+
+// pod is one of them, by the name in its manifest.
+func (k *kubelet) pod(name string) (*corev1.Pod, error) {
+	pods, err := k.pods()
+	for i := range pods {
+		if pods[i].Name == name+"-"+nodeName {
+			return &pods[i], nil
+		}
+	}
+	return nil, errors.Join(err, fmt.Errorf("kubelet knows no pod %s", name))
+}
+
+// run gives kubelet the manifest of a pod: spec is YAML, in which DIR stands for
+// the node's folder and IMAGE for busybox's name.
+func (k *kubelet) run(name, spec string) {
+	k.t.Helper()
+	spec = strings.NewReplacer("DIR", k.Dir, "IMAGE", e2e.BusyboxRef).Replace(strings.Trim(spec, "\n"))
+	lines := strings.Split(strings.ReplaceAll(spec, "\t", "  "), "\n")
+	// The indentation of the first line is the text's, not the manifest's.
+	indent := lines[0][:len(lines[0])-len(strings.TrimLeft(lines[0], " "))]
+	for i, l := range lines {
+		lines[i] = "  " + strings.TrimPrefix(l, indent)
+	}
+	manifest := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata:\n  name: %s\n  namespace: %s\nspec:\n%s\n", name, namespace, strings.Join(lines, "\n"))
+	// Renamed, so that kubelet never reads half of it.
+	k.WriteFile(k.path("new.yaml"), manifest)
+	if err := os.Rename(k.path("new.yaml"), k.manifest(name)); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+func (k *kubelet) manifest(name string) string { return k.path("manifests", name+".yaml") }
+
+// remove takes a pod's manifest away and waits until kubelet has ended the pod.
+func (k *kubelet) remove(name string) {
+	k.t.Helper()
+	if err := os.Remove(k.manifest(name)); err != nil {
+		k.t.Fatal(err)
+	}
+	k.eventually("pod "+name+" is gone", func() error {
+		pods, err := k.pods()
+		for _, p := range pods {
+			if p.Name == name+"-"+nodeName {
+				return fmt.Errorf("it is %s", p.Status.Phase)
+			}
+		}
+		return err
+	})
+}
+
+// await waits until ok holds for the pod and returns it.
+func (k *kubelet) await(name, what string, ok func(*corev1.Pod) bool) *corev1.Pod {
+	k.t.Helper()
+	var last *corev1.Pod
+	k.eventually("pod "+name+" "+what, func() error {
+		p, err := k.pod(name)
+		if err != nil {
+			return err
+		}
+		last = p
+		if !ok(p) {
+			b, _ := json.Marshal(p.Status)
+			return fmt.Errorf("its status is %s", b)
+		}
+		return nil
+	})
+	return last
+}
+
+// ready reports whether the pod's condition Ready is true.
+func ready(p *corev1.Pod) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// succeeded and failed are phases; a pod that is either has no running container.
+func succeeded(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodSucceeded }
+func failed(p *corev1.Pod) bool    { return p.Status.Phase == corev1.PodFailed }
+
+// container is the status of one container, of any kind; nil while there is none.
+func container(p *corev1.Pod, name string) *corev1.ContainerStatus {
+	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
+			}
+		}
+	}
+	return nil
+}
+
+// logs is a container's log, from kubelet.
+func (k *kubelet) logs(name, container string) string {
+	k.t.Helper()
+	body, err := k.get(fmt.Sprintf("/containerLogs/%s/%s-%s/%s", namespace, name, nodeName, container))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return body
+}
+
+// streamURL is that of an exec, attachment or port-forward at kubelet.
+func streamURL(kind, name, container string, query url.Values) string {
+	path := fmt.Sprintf("/%s/%s/%s-%s", kind, namespace, name, nodeName)
+	if container != "" {
+		path += "/" + container
+	}
+	return server + path + "?" + query.Encode()
+}
+
+// exec runs a command by kubelet's port; anything but exit code 0 fails the test.
+func (k *kubelet) exec(name, container string, args ...string) string {
+	k.t.Helper()
+	var stdout, stderr e2e.Buffer
+	target := streamURL("exec", name, container, url.Values{"command": args, "output": {"1"}, "error": {"1"}})
+	err := e2e.Executor(k.t, "WebSocket", target).StreamWithContext(k.Ctx(), remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr})
+	if err != nil {
+		k.t.Fatalf("exec of %q in %s: %v; stdout %q, stderr %q", args, name, err, stdout.String(), stderr.String())
+	}
+	return stdout.String()
+}

@@ -1,0 +1,20 @@
+// Package kubelet runs a real kubelet, without an API server, on the real crid: pods
+// come from a folder of manifests, and what is shown is what kubelet's own port
+// and the containers themselves say.
+//
+// The tests run in a mount and a network namespace of their own, since a kubelet
+// has fixed ports and folders. kubelet is built from the module hack/kubernetes:
+//
+//	hack/kubernetes/build.sh && sudo go test ./test/e2e/kubelet
+//
+// docs: CONTRIBUTING.md, "kubelet".
+package kubelet
+
+import (
+	"os"
+	"testing"
+
+	"github.com/cridproject/crid/test/e2e"
+)
+
+func TestMain(m *testing.M) { os.Exit(e2e.Main(m, e2e.Apart)) }
