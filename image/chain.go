@@ -54,11 +54,7 @@ func Explain(ctx context.Context, name string, dirs []string, checkFor time.Dura
 	if err != nil {
 		return nil, err
 	}
-	dir, err := configFor(dirs, ref.Host)
-	if err != nil {
-		return nil, err
-	}
-	hosts, err := readHosts(ctx, dir, ref.Host)
+	dir, hosts, err := hostsOf(ctx, dirs, ref.Host)
 	if err != nil {
 		return nil, err
 	}
@@ -83,11 +79,7 @@ func Explain(ctx context.Context, name string, dirs []string, checkFor time.Dura
 		}
 	}
 	checks.Wait()
-	for _, e := range hosts {
-		for _, t := range e.transports {
-			t.CloseIdleConnections()
-		}
-	}
+	closeIdle(hosts)
 	return c, nil
 }
 

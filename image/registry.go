@@ -34,6 +34,24 @@ const (
 	maxConnsPerIP = 32 // connections of one pull to one host, far above what it uses
 )
 
+// hostsOf is who is asked for what host has, in this order, and the folder in which that
+// was found, "" for none.
+func hostsOf(ctx context.Context, dirs []string, host string) (dir string, hosts []*endpoint, err error) {
+	if dir, err = configFor(dirs, host); err == nil {
+		hosts, err = readHosts(ctx, dir, host)
+	}
+	return dir, hosts, err
+}
+
+// closeIdle ends the hosts' connections that are not in use.
+func closeIdle(hosts []*endpoint) {
+	for _, e := range hosts {
+		for _, t := range e.transports {
+			t.CloseIdleConnections()
+		}
+	}
+}
+
 // configFor is the folder with the configuration of host: the first of dirs that
 // has one, named after the host as containerd names it, else "_default". "" means
 // that there is none.
@@ -51,8 +69,7 @@ func configFor(dirs []string, host string) (string, error) {
 	return "", nil
 }
 
-// readHosts is who is asked for what host has, in this order. A file that cannot
-// be understood fails the pull: going past a mirror in silence would be worse.
+// readHosts reads the configuration in dir, if there is one. A file that cannot be understood fails the pull: going past a mirror in silence would be worse.
 func readHosts(ctx context.Context, dir, host string) ([]*endpoint, error) {
 	path := filepath.Join(dir, hostsFile)
 	if dir != "" {

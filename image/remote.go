@@ -46,11 +46,7 @@ type remote struct {
 // less means no limit) to begin an answer counts as one that cannot be reached.
 // pause is before the second try of what failed, and grows.
 func connect(ctx context.Context, ref Reference, c credentials, dirs []string, silence, pause time.Duration) (*remote, error) {
-	dir, err := configFor(dirs, ref.Host)
-	if err != nil {
-		return nil, err
-	}
-	hosts, err := readHosts(ctx, dir, ref.Host)
+	_, hosts, err := hostsOf(ctx, dirs, ref.Host)
 	if err != nil {
 		return nil, err
 	}
@@ -65,13 +61,7 @@ func connect(ctx context.Context, ref Reference, c credentials, dirs []string, s
 
 // close ends the connections that are not in use. Another pull may still have one,
 // of a download that they share.
-func (r *remote) close() {
-	for _, h := range r.hosts {
-		for _, t := range h.transports {
-			t.CloseIdleConnections()
-		}
-	}
-}
+func (r *remote) close() { closeIdle(r.hosts) }
 
 // request is one thing to ask for.
 type request struct {
@@ -240,23 +230,29 @@ func (r *remote) resolveAt(ctx context.Context, e *endpoint, name string, want d
 // measure gets the manifest to see its size and digest, which not all registries tell.
 func (r *remote) measure(ctx context.Context, e *endpoint, q request, desc ocispec.Descriptor, want digest.Digest) (ocispec.Descriptor, error) {
 	q.method = http.MethodGet
-	resp, err := r.ask(ctx, e, q)
+	data, err := r.document(ctx, e, q, "manifest")
 	if err != nil {
 		return desc, err
-	}
-	defer resp.Body.Close()
-	data, err := readSmall(resp, maxManifest+1)
-	if err != nil {
-		return desc, err
-	}
-	if len(data) > maxManifest {
-		return desc, errkind.Errorf(errkind.Invalid, "manifest %s has more than %d bytes", q.name, maxManifest)
 	}
 	desc.Size = int64(len(data))
 	if want == "" {
 		desc.Digest = digest.FromBytes(data)
 	}
 	return desc, nil
+}
+
+// document gets all of a manifest, or of what is as small. what is its name in an error.
+func (r *remote) document(ctx context.Context, e *endpoint, q request, what string) ([]byte, error) {
+	resp, err := r.ask(ctx, e, q)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := readSmall(resp, maxManifest+1)
+	if err == nil && len(data) > maxManifest {
+		err = errkind.Errorf(errkind.Invalid, "%s %s has more than %d bytes", what, q.name, maxManifest)
+	}
+	return data, err
 }
 
 // referrers lists the manifests of the same repository that say that they are
@@ -292,17 +288,9 @@ func (r *remote) referrers(ctx context.Context, d digest.Digest, artifactType st
 
 // index is the manifests of an index that the registry makes up, or a client has.
 func (r *remote) index(ctx context.Context, e *endpoint, q request) ([]ocispec.Descriptor, error) {
-	resp, err := r.ask(ctx, e, q)
+	data, err := r.document(ctx, e, q, "its index")
 	if err != nil {
 		return nil, err
-	}
-	defer resp.Body.Close()
-	data, err := readSmall(resp, maxManifest+1)
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxManifest {
-		return nil, errkind.Errorf(errkind.Invalid, "its index %s has more than %d bytes", q.name, maxManifest)
 	}
 	var index ocispec.Index
 	if err := json.Unmarshal(data, &index); err != nil {
