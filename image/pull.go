@@ -275,13 +275,13 @@ func (s *Store) download(ctx context.Context, src source, b blob, m *meter) (err
 	if err := failpoint.Hit("image.pull.layer"); err != nil {
 		return err
 	}
-	// A context of its own: a download that stalls, or is not wanted further, ends
-	// its reads, and its error says why.
-	reading, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	// A context of its own: when unpacking fails, a read that waits for bytes of the layer
+	// must end, and ctx must not.
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
 	d := s.openLayer(reading, src, b.descriptor())
 	defer d.Close()
-	meta, err := s.unpackLayer(ctx, m.reader(d), func() { cancel(nil) }, b, dir)
+	meta, err := s.unpackLayer(ctx, m.reader(d), cancel, b, dir)
 	if err != nil {
 		return err
 	}

@@ -135,7 +135,6 @@ func (r *rangeReader) nextPart() error {
 		// anyhow: what comes before is skipped, once.
 		r.dropAhead()
 	}
-	r.next = r.pos
 	r.own = r.store.newDownload(r.ctx, r.src, r.desc)
 	r.own.offset, r.own.maySendAll = r.pos, true
 	size := int64(rangeBytes)
