@@ -99,7 +99,6 @@ func (e *exporter) take(ctx context.Context, ref string, p *Progress) (release f
 	if err != nil {
 		return nil, err
 	}
-	metas = metas[:len(r.layers)]
 	for _, m := range metas {
 		if m.Archive == 0 {
 			release()

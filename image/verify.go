@@ -125,8 +125,8 @@ func (s *Store) Verify(ctx context.Context, refs []string, p *Progress, report f
 	return nil
 }
 
-// holdImage keeps the layers of an image, with its layer of folders, and returns
-// what is known of them, lowest first. release gives them back.
+// holdImage keeps the layers of an image, with its layer of folders, until release.
+// metas is what is known of its own layers, lowest first.
 func (s *Store) holdImage(ctx context.Context, id ID) (r *record, metas []layerMeta, release func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,7 +135,7 @@ func (s *Store) holdImage(ctx context.Context, id ID) (r *record, metas []layerM
 	}
 	uses := r.uses()
 	s.holdLocked(uses...)
-	for _, d := range r.stack() {
+	for _, d := range r.layers {
 		metas = append(metas, s.layers[d].meta)
 	}
 	return r, metas, func() { s.drop(context.WithoutCancel(ctx), uses...) }, nil
@@ -148,7 +148,7 @@ func (s *Store) verifyImage(ctx context.Context, i Image, steps map[digest.Diges
 		return v, err
 	}
 	defer release()
-	for _, m := range metas[:len(r.layers)] {
+	for _, m := range metas {
 		if m.Archive == 0 {
 			v.Unverifiable = append(v.Unverifiable, m.DiffID)
 			continue
@@ -164,7 +164,7 @@ func (s *Store) verifyImage(ctx context.Context, i Image, steps map[digest.Diges
 		v.Damage = append(v.Damage, found...)
 	}
 	if r.Dirs != "" {
-		v.Damage = append(v.Damage, s.verifyDirs(r, metas[:len(r.layers)])...)
+		v.Damage = append(v.Damage, s.verifyDirs(r, metas)...)
 	}
 	v.Unverifiable = unique(v.Unverifiable)
 	v.Users = s.users(v.Damage)
