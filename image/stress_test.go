@@ -250,7 +250,7 @@ func (w *world) verify(t *testing.T, s *Store) {
 			if e.IsDir() {
 				size = blockSize
 			}
-			bytes, inodes = bytes+(size+blockSize-1)/blockSize*blockSize, inodes+1
+			bytes, inodes = bytes+onDisk(size), inodes+1
 			return nil
 		})
 		if err != nil {

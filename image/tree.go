@@ -47,8 +47,8 @@ func (t *tree) close() {
 	clear(t.real)
 }
 
-// trim closes folders when many are open, or many paths are known. No place handed out before may be used
-// after it.
+// trim closes folders when many are open, or many paths are known. No place handed out
+// before may be used after it.
 func (t *tree) trim() {
 	if len(t.open) > maxOpenDirs || len(t.real) > maxReal {
 		t.reset()

@@ -79,8 +79,9 @@ type unpacker struct {
 }
 
 // unpack reads the archive r up to its end mark into the empty folder dir. If r is
-// a skeletonWriter it is told what becomes of the entries. It follows no link out of dir and creates nothing outside it. When it fails the
-// folder holds an unknown part of the layer and must be thrown away.
+// a skeletonWriter it is told what becomes of the entries. unpack follows no link out
+// of dir and creates nothing outside it. When it fails the folder holds an unknown part
+// of the layer and must be thrown away.
 //
 // A broken archive is Invalid. The file's owner, mode, times and extended
 // attributes are as in the archive, whatever the umask.
