@@ -23,7 +23,6 @@ const (
 	chainNote       = "dev.sigstore.cosign/chain"
 	logEntryNote    = "dev.sigstore.cosign/bundle"
 	predicateNote   = "dev.sigstore.bundle.predicateType"
-	signPredicate   = "https://sigstore.dev/cosign/sign/v1"
 )
 
 // maxSignatureBytes bounds all signatures of one image together.
@@ -127,7 +126,7 @@ func (f *signatureFinder) byReferrers(ctx context.Context, d digest.Digest) ([]s
 // tells: other statements about an image are bundles as well.
 func mayBeSignature(r ocispec.Descriptor) bool {
 	switch {
-	case r.Annotations[predicateNote] != "" && r.Annotations[predicateNote] != signPredicate:
+	case r.Annotations[predicateNote] != "" && r.Annotations[predicateNote] != signature.SignPredicate:
 		return false
 	case strings.HasPrefix(r.ArtifactType, bundleType):
 		return true

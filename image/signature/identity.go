@@ -72,9 +72,9 @@ func (o *object) reference(key string, exact bool) (reference.Named, error) {
 	switch {
 	case err != nil:
 		return nil, at(o.sub(key), "is %q, must be the name of an image: %w", shorten(s), err)
-	case exact == reference.IsNameOnly(ref) && exact:
+	case exact && reference.IsNameOnly(ref):
 		return nil, at(o.sub(key), "is %q, must have a tag or a digest", shorten(s))
-	case exact == reference.IsNameOnly(ref):
+	case !exact && !reference.IsNameOnly(ref):
 		return nil, at(o.sub(key), "is %q, must have no tag and no digest", shorten(s))
 	}
 	return ref, nil

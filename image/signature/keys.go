@@ -69,6 +69,22 @@ func (o *object) blobs(name string, lists bool) ([]placed, error) {
 	return found, nil
 }
 
+// publicKeys is the keys that the fields of blobs hold.
+func (o *object) publicKeys(name string) (all []string, err error) {
+	found, err := o.blobs(name, true)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range found {
+		key, err := p.key()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, key)
+	}
+	return all, nil
+}
+
 func (o *object) values(key string, many bool) ([]string, error) {
 	if many {
 		return o.texts(key)

@@ -163,41 +163,26 @@ func parseRequirement(path string, raw []byte) (requirement, error) {
 }
 
 func (r *requirement) parseSigstore(o *object) error {
-	keys, err := o.blobs("key", true)
-	if err != nil {
+	var err error
+	if r.trust.Keys, err = o.publicKeys("key"); err != nil {
 		return err
-	}
-	for _, k := range keys {
-		key, err := k.key()
-		if err != nil {
-			return err
-		}
-		r.trust.Keys = append(r.trust.Keys, key)
 	}
 	if o.take("pki") != nil {
 		return at(o.sub("pki"), "is not supported; use fulcio or a key")
 	}
 	fulcio := o.take("fulcio")
 	switch {
-	case (fulcio == nil) == (keys == nil):
+	case (fulcio == nil) == (r.trust.Keys == nil):
 		return at(o.path, "must have a key (keyPath, keyPaths, keyData, keyDatas) or fulcio, and not both")
 	case fulcio != nil:
 		if err := r.parseFulcio(o.sub("fulcio"), fulcio); err != nil {
 			return err
 		}
 	}
-	logs, err := o.blobs("rekorPublicKey", true)
-	if err != nil {
+	if r.trust.Logs, err = o.publicKeys("rekorPublicKey"); err != nil {
 		return err
 	}
-	for _, l := range logs {
-		key, err := l.key()
-		if err != nil {
-			return err
-		}
-		r.trust.Logs = append(r.trust.Logs, key)
-	}
-	if fulcio != nil && logs == nil {
+	if fulcio != nil && r.trust.Logs == nil {
 		return at(o.path, "must have a rekorPublicKeyPath or rekorPublicKeyData beside fulcio: its certificates hold for minutes, and the log says when they were used")
 	}
 	r.identity, err = parseIdentity(o.sub("signedIdentity"), o.take("signedIdentity"))

@@ -30,6 +30,10 @@ type Signature struct {
 	LogEntry    string `json:"logEntry,omitempty"`    // JSON: a transparency log's promise to have it
 }
 
+// SignPredicate is the type of a statement that just signs. Other statements in the bundle
+// format say something about an image, as what it was built from.
+const SignPredicate = "https://sigstore.dev/cosign/sign/v1"
+
 // Request is what crid-verify gets on its standard input, as JSON.
 type Request struct {
 	Trust      Trust       `json:"trust"`

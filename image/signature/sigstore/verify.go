@@ -35,9 +35,8 @@ import (
 )
 
 const (
-	simpleSigning = "cosign container image signature"    // type of a payload in critical.type
-	signPredicate = "https://sigstore.dev/cosign/sign/v1" // of a statement that just signs
-	maxChain      = 10                                    // certificates that come with a signature
+	simpleSigning = "cosign container image signature" // type of a payload in critical.type
+	maxChain      = 10                                 // certificates that come with a signature
 )
 
 // Verify judges each signature of a request. An error means that the request's trust
@@ -379,8 +378,8 @@ func readStatement(r *verify.VerificationResult) (signatures.Verdict, error) {
 	if s == nil {
 		return signatures.Verdict{}, errors.New("it has no statement")
 	}
-	if s.GetPredicateType() != signPredicate {
-		return signatures.Verdict{}, fmt.Errorf("it is a statement of type %q, not a signature (%q)", s.GetPredicateType(), signPredicate)
+	if s.GetPredicateType() != signatures.SignPredicate {
+		return signatures.Verdict{}, fmt.Errorf("it is a statement of type %q, not a signature (%q)", s.GetPredicateType(), signatures.SignPredicate)
 	}
 	var v signatures.Verdict
 	for _, subject := range s.GetSubject() {
