@@ -59,7 +59,7 @@ type adminLine struct {
 	Verified *verifiedRow `json:"verified,omitempty"`
 
 	Done     bool         `json:"done,omitempty"`
-	Images   []imageRow   `json:"images,omitempty"`
+	Images   []imageRow   `json:"images,omitzero"`
 	ID       string       `json:"id,omitempty"`
 	Problems []string     `json:"problems,omitempty"`
 	Error    string       `json:"error,omitempty"`

@@ -27,6 +27,7 @@ type archives struct {
 	name, content string
 	pulling       chan struct{} // a pull of "forever" has begun
 	cancelled     chan error    // its end
+	empty         bool          // there are no images
 }
 
 func (a *archives) Import(_ context.Context, r io.Reader, o image.ImportOptions) ([]image.Image, error) {
@@ -42,6 +43,9 @@ func (a *archives) Import(_ context.Context, r io.Reader, o image.ImportOptions)
 }
 
 func (a *archives) List() []image.Image {
+	if a.empty {
+		return nil
+	}
 	return []image.Image{{ID: "sha256:2", RepoDigests: []string{"a@sha256:3"}, Size: 4, Pinned: true, Pulled: time.Unix(7, 0).UTC()}}
 }
 
@@ -135,6 +139,11 @@ func TestAdminListAndCheck(t *testing.T) {
 	if err != nil || len(rows) != 1 || rows[0].ID != "sha256:2" || rows[0].Tags == nil || rows[0].Digests[0] != "a@sha256:3" || rows[0].Size != 4 ||
 		!rows[0].Pinned || rows[0].Pulled.Unix() != 7 {
 		t.Errorf("list = %+v, %v", rows, err)
+	}
+	// What reads the list as JSON expects a list.
+	none, _ := serveAdmin(t, &archives{empty: true})
+	if rows, err := none.listImages(t.Context()); err != nil || rows == nil || len(rows) > 0 {
+		t.Errorf("list of no images = %#v, %v, want an empty list", rows, err)
 	}
 	problems, err := client.checkImages(t.Context())
 	if err != nil || len(problems) != 1 || problems[0] != "a layer is lost" {
