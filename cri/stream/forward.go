@@ -60,15 +60,12 @@ func (x *session) servePorts(w http.ResponseWriter, r *http.Request) {
 		channels = append(channels, wsstream.ReadWriteChannel, wsstream.WriteChannel)
 	}
 	bytes := wsstream.ChannelProtocolConfig{Binary: true, Channels: channels}
-	ws := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
+	ws, _, streams := x.openWebSocket(w, r, map[string]wsstream.ChannelProtocolConfig{
 		"":                                 bytes,
 		remotecommand.StreamProtocolV4Name: bytes, // the names are those of an exec's
 		webSocketV4Base64:                  {Channels: channels},
 	})
-	ws.SetIdleTimeout(x.idle)
-	_, streams, err := ws.Open(w, quiet(r))
-	if err != nil {
-		x.refused(ctx, fmt.Errorf("upgrade to a WebSocket of %q: %w", r.Header.Values(wsstream.WebSocketProtocolHeader), err))
+	if ws == nil {
 		return
 	}
 	defer ws.Close()

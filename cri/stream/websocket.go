@@ -46,6 +46,22 @@ func choose(protocol string) func(*websocket.Config, *http.Request) error {
 	}
 }
 
+// openWebSocket upgrades the connection and returns the protocol that client and server
+// share, with its channels. The caller closes ws; nil means that the client was refused,
+// which it knows.
+func (x *session) openWebSocket(w http.ResponseWriter, r *http.Request, protocols map[string]wsstream.ChannelProtocolConfig) (
+	ws *wsstream.Conn, protocol string, streams []io.ReadWriteCloser,
+) {
+	ws = wsstream.NewConn(protocols)
+	ws.SetIdleTimeout(x.idle)
+	protocol, streams, err := ws.Open(w, quiet(r))
+	if err != nil {
+		x.refused(r.Context(), fmt.Errorf("upgrade to a WebSocket of %q: %w", r.Header.Values(wsstream.WebSocketProtocolHeader), err))
+		return nil, "", nil
+	}
+	return ws, protocol, streams
+}
+
 // serveWebSocket serves an exec or attachment over a WebSocket, in versions 1, 4 and
 // 5 of remotecommand. In the last a client can end its stdin and still listen.
 func (x *session) serveWebSocket(w http.ResponseWriter, r *http.Request) {
@@ -68,7 +84,7 @@ func (x *session) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	}
 	binary := wsstream.ChannelProtocolConfig{Binary: true, Channels: channels}
 	text := wsstream.ChannelProtocolConfig{Channels: channels}
-	ws := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
+	ws, protocol, streams := x.openWebSocket(w, r, map[string]wsstream.ChannelProtocolConfig{
 		"":                                 binary,
 		remotecommand.StreamProtocolV1Name: binary,
 		webSocketV1Base64:                  text,
@@ -76,10 +92,7 @@ func (x *session) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 		webSocketV4Base64:                  text,
 		remotecommand.StreamProtocolV5Name: binary,
 	})
-	ws.SetIdleTimeout(x.idle)
-	protocol, streams, err := ws.Open(w, quiet(r))
-	if err != nil {
-		x.refused(r.Context(), fmt.Errorf("upgrade to a WebSocket of %q: %w", r.Header.Values(wsstream.WebSocketProtocolHeader), err))
+	if ws == nil {
 		return
 	}
 	defer ws.Close()
@@ -92,7 +105,7 @@ func (x *session) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	err = x.run(r.Context(), ends{
+	err := x.run(r.Context(), ends{
 		in: streams[remotecommand.StreamStdIn], out: streams[remotecommand.StreamStdOut],
 		errOut: streams[remotecommand.StreamStdErr], resize: streams[remotecommand.StreamResize],
 	})
