@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -141,6 +142,20 @@ func TestParse(t *testing.T) {
 	}
 	if v := k(1 << 60).times(1000); v.Known {
 		t.Errorf("1<<60 microseconds = %d nanoseconds, want not known", v.N)
+	}
+}
+
+func TestIOStat(t *testing.T) {
+	for in, want := range map[string]devices{
+		"8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n": {{Major: 8, ReadBytes: 1, WriteBytes: 2, Reads: 3, Writes: 4, DiscardBytes: 5}},
+		"7:1 7:0 rbytes=1\n8:0 wios=2\n":                        {{Major: 7, ReadBytes: 1}, {Major: 8, Writes: 2}},
+		"7:1 (unknown) rbytes=1\n(unknown) 8:0 rbytes=2\n":      {{Major: 8, ReadBytes: 2}},
+		"7:1 \n8:0\n": nil,
+	} {
+		var got devices
+		if got.addV2([]byte(in)); !slices.Equal(got, want) {
+			t.Errorf("devices of %q = %+v, want %+v", in, got, want)
+		}
 	}
 }
 

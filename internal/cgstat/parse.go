@@ -134,19 +134,23 @@ func deviceNumber(b []byte) (major, minor uint32, ok bool) {
 	return uint32(x.N), uint32(y.N), x.Known && y.Known && x.N < 1<<32 && y.N < 1<<32
 }
 
-// addV2 reads io.stat: "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0".
+// addV2 reads io.stat: "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0". Some kernels
+// (Linux 5.15) do not end the line after a device without figures: figures are those of the
+// last device before them. A device may be "(unknown)".
 func (ds *devices) addV2(b []byte) {
 	for line := range bytes.Lines(b) {
-		number, rest, _ := bytes.Cut(line, []byte{' '})
-		major, minor, ok := deviceNumber(number)
-		if !ok {
-			continue
-		}
+		var major, minor uint32
 		var d *Device
-		for field := range bytes.FieldsSeq(rest) {
-			key, value, _ := bytes.Cut(field, []byte{'='})
+		ok := false
+		for field := range bytes.FieldsSeq(line) {
+			key, value, pair := bytes.Cut(field, []byte{'='})
+			if !pair {
+				major, minor, ok = deviceNumber(field)
+				d = nil
+				continue
+			}
 			v := parse(value)
-			if !v.Known {
+			if !ok || !v.Known {
 				continue
 			}
 			if d == nil { // a device without figures is none
