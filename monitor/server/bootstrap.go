@@ -44,7 +44,7 @@ type Stage struct {
 func Bootstrap(stateDir string) (*Stage, error) {
 	if v, ok := os.LookupEnv(stageEnv); ok {
 		_ = os.Unsetenv(stageEnv)
-		_ = unix.Prctl(unix.PR_SET_NAME, namePtr("crid-monitor"), 0, 0, 0)
+		nameThreads("crid-monitor")
 		st := &Stage{Store: openStore()}
 		if fd, err := strconv.Atoi(v); err == nil {
 			unix.CloseOnExec(fd)
@@ -72,6 +72,22 @@ func Bootstrap(stateDir string) (*Stage, error) {
 	env := append(os.Environ(), stageEnv+"="+host)
 	err = unix.Exec("/proc/self/fd/"+strconv.Itoa(exe), os.Args, env)
 	return nil, fmt.Errorf("execute sealed copy of the program: %w", err)
+}
+
+// nameThreads names the threads that there are, whose name is else the number of the
+// descriptor that was executed: Go's runtime has some before main begins. A thread gets
+// the name of the one that starts it.
+func nameThreads(name string) {
+	const most = 10 // looks, each for what a thread without the name has started meanwhile
+	for again, looks := true, 0; again && looks < most; looks++ {
+		again = false
+		threads, _ := filepath.Glob("/proc/self/task/*/comm")
+		for _, file := range threads {
+			if old, err := os.ReadFile(file); err == nil && string(old) != name+"\n" {
+				again = os.WriteFile(file, []byte(name), 0) == nil || again
+			}
+		}
+	}
 }
 
 // resetSignals gives every signal its default action and blocks none. What the

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,10 +25,4 @@ func inMounts(ns *os.File, do func() error) error {
 		result <- do()
 	}()
 	return <-result
-}
-
-// namePtr is a process name as prctl takes it.
-func namePtr(name string) uintptr {
-	b := append([]byte(name), 0)
-	return uintptr(unsafe.Pointer(&b[0]))
 }
