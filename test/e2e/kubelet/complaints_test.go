@@ -21,7 +21,16 @@ var expected = []struct {
 	{regexp.MustCompile(`no imagefs label for configured runtime`), "kubelet knows such a label for CRI-O alone"},
 	{regexp.MustCompile(`conn\.go.*Error on socket receive.*use of closed network connection`), "kubelet ends a WebSocket of its own"},
 	{regexp.MustCompile(`Failed to ensure process in container with oom score.*pid namespace of init process`), "of itself; on machines that hide init"},
+	{regexp.MustCompile(`watcher\.go.*Failed to watch directory "/sys/fs/cgroup/.*: no such file or directory`), "cAdvisor has listed a cgroup that is gone when it watches it, also of other nodes' tests"},
+	{regexp.MustCompile(`oomparser\.go.*(error reading /dev/kmsg: read /dev/kmsg: broken pipe|exiting analyzeLines)`), "cAdvisor is slower than what the machine's kernel logs"},
+	{regexp.MustCompile(`kubelet_nodecache\.go.*failed to check if node is newer.*parsing \\"\\"`), "without an API server a node has no resource version"},
+	{regexp.MustCompile(`/crid\.sock: (connect: connection refused|connect: no such file or directory|read: connection reset by peer)`), "the test has ended crid"},
+	{regexp.MustCompile(`ExecSync cmd from runtime service failed.*code = Unavailable desc = exec in container \w+: exec: crid-monitor: the connection was lost`), "the test has killed the monitor during the call"},
+	{regexp.MustCompile(`code = Unavailable desc = error reading from server: (EOF|read unix @->\S*/crid\.sock: )`), "the test has ended crid during the call"},
 }
+
+// removed is a complaint that a container is not there.
+var removed = regexp.MustCompile(`code = NotFound desc = no container \\?"([0-9a-f]{64})`)
 
 // complaints are the errors and warnings of kubelet's log that are not expected.
 func complaints(log string) []string {
@@ -35,6 +44,11 @@ lines:
 			if e.line.MatchString(line) {
 				continue lines
 			}
+		}
+		// kubelet's collector of containers works beside that of images, and beside its
+		// pods, which then ask for what it has just removed.
+		if m := removed.FindStringSubmatch(line); m != nil && strings.Contains(log, `"Removing container" containerID="`+m[1]) {
+			continue
 		}
 		found = append(found, strings.TrimSpace(line))
 	}

@@ -130,8 +130,8 @@ func (k *kubelet) makeCgroup() {
 	}
 }
 
-// start starts kubelet and waits until it says that it is well.
-func (k *kubelet) start() {
+// launch starts kubelet.
+func (k *kubelet) launch() {
 	k.t.Helper()
 	log, err := os.OpenFile(k.path("kubelet.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -151,9 +151,15 @@ func (k *kubelet) start() {
 		_ = cmd.Wait()
 		close(exited)
 	}()
+}
+
+// start starts kubelet and waits until it says that it is well.
+func (k *kubelet) start() {
+	k.t.Helper()
+	k.launch()
 	k.eventually("kubelet serves", func() error {
 		select {
-		case <-exited:
+		case <-k.exited:
 			k.t.Fatalf("kubelet ended before it served:\n%s", end(k.kubeletLog()))
 		default:
 		}
@@ -203,6 +209,10 @@ func (k *kubelet) close() {
 		k.t.Errorf("kubelet does not end its pods: %v", err)
 	}
 	k.stop(syscall.SIGTERM)
+	// The next kubelet would ask its own runtime for the containers that links here name.
+	if err := os.RemoveAll("/var/log/containers"); err != nil {
+		k.t.Error(err)
+	}
 	for _, line := range complaints(k.kubeletLog()) {
 		k.t.Errorf("kubelet complains: %s", line)
 	}
