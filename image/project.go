@@ -3,6 +3,7 @@ package image
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -78,15 +79,39 @@ func (s *Store) openProjects(o Options) error {
 		}
 	}
 	p.why = err
+	return p.limit.check(s.root, q, err)
+}
+
+// check says why the limit cannot be kept to on the file system of root, whose quota is q
+// unless there was an error.
+func (l WritableLimit) check(root string, q *sys.ProjectQuota, err error) error {
 	switch {
-	case p.limit == WritableLimit{}:
+	case l == WritableLimit{}:
 		return nil
 	case err != nil:
 		return errkind.Errorf(errkind.BadState, "%w: %w", ErrNoLimit, err)
 	case !q.Enforced():
-		return errkind.Errorf(errkind.BadState, "%w: the file system of %s only counts: mount it with the option prjquota", ErrNoLimit, s.root)
+		return errkind.Errorf(errkind.BadState, "%w: the file system of %s only counts: mount it with the option prjquota", ErrNoLimit, root)
 	}
 	return nil
+}
+
+// CheckLimit says why writable layers of a store at root cannot be limited so: ErrNoLimit,
+// as New does, as far as the file system tells without a try. root need not be there yet.
+// Without the privilege to ask, the error is fs.ErrPermission, too.
+func CheckLimit(root string, l WritableLimit) error {
+	if l == (WritableLimit{}) {
+		return nil
+	}
+	q, err := sys.OpenProjectQuota(root)
+	for errors.Is(err, fs.ErrNotExist) && root != filepath.Dir(root) {
+		root = filepath.Dir(root)
+		q, err = sys.OpenProjectQuota(root)
+	}
+	if err == nil {
+		defer q.Close()
+	}
+	return l.check(root, q, err)
 }
 
 // tryProjects makes a folder in a project, one in it, and counts them.

@@ -235,9 +235,20 @@ func TestLimitNeedsQuota(t *testing.T) {
 	if !errors.Is(err, ErrNoLimit) || !strings.Contains(err.Error(), root) {
 		t.Errorf("New = %v, want ErrNoLimit that names %s", err, root)
 	}
+	wantError(t, CheckLimit(root+"/not/there", WritableLimit{Bytes: 5}), errkind.BadState, "tune2fs")
+	if err := CheckLimit(root, WritableLimit{}); err != nil {
+		t.Errorf("CheckLimit without a limit = %v", err)
+	}
 	s := newStore(t, func(o *Options) { o.Root = root })
 	if !errors.Is(s.NoQuota(), sys.ErrNoQuota) {
 		t.Errorf("NoQuota = %v", s.NoQuota())
+	}
+}
+
+func TestCheckLimit(t *testing.T) {
+	root := testutil.QuotaFS(t, "ext4")
+	if err := CheckLimit(root+"/not/there", WritableLimit{Bytes: 5}); err != nil {
+		t.Errorf("CheckLimit = %v", err)
 	}
 }
 

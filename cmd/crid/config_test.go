@@ -15,7 +15,8 @@ func TestConfigurationPage(t *testing.T) {
 	}
 	page := fmt.Sprintf("# Configuration\n\n"+
 		"crid reads `%s`, or the file that `--config` names. An unknown key or a value that is\n"+
-		"not allowed is an error with its line; `crid config check` looks without serving.\n\n"+
+		"not allowed is an error with its line; `crid config check` looks without serving,\n"+
+		"also at what it names: the signature policy, and the file system of `root` if there are limits.\n\n"+
 		"This page is the output of `crid config default`, kept so by a test of cmd/crid.\n\n"+
 		"```toml\n%s```\n", defaultConfigFile, text)
 	testutil.Golden(t, "../../docs/configuration.md", []byte(page))

@@ -19,6 +19,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+
+	"github.com/cridproject/crid/image"
 )
 
 const usage = `crid is a container runtime for Kubernetes nodes.
@@ -175,7 +177,14 @@ func (p program) configCommand(args []string) (action, error) {
 			if _, err := openSignatures(c); err != nil {
 				return usageError{err}
 			}
-			_, err := fmt.Fprintln(p.out, "the configuration is right")
+			err := noLimit(image.CheckLimit(c.Root, c.writableLimit()))
+			if err != nil && !errors.Is(err, fs.ErrPermission) {
+				err = usageError{err}
+			}
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(p.out, "the configuration is right")
 			return err
 		}), nil
 	}

@@ -321,15 +321,24 @@ func openStore(c Config, o image.Observer) (*image.Store, error) {
 		RegistryDirs:    c.Registry.ConfigDirs,
 		MaxDownloads:    c.Registry.MaxConcurrentDownloads,
 		ProgressTimeout: c.Registry.ProgressTimeout.Duration,
-		WritableLimit:   image.WritableLimit{Bytes: uint64(c.WritableLayerLimit), Inodes: uint64(c.WritableLayerInodeLimit)},
+		WritableLimit:   c.writableLimit(),
 		FirstProject:    uint32(c.FirstProjectID),
 		Pinned:          c.Images.Pinned,
 		Observer:        o,
 	})
+	return store, noLimit(err)
+}
+
+func (c Config) writableLimit() image.WritableLimit {
+	return image.WritableLimit{Bytes: uint64(c.WritableLayerLimit), Inodes: uint64(c.WritableLayerInodeLimit)}
+}
+
+// noLimit names the keys in an image.ErrNoLimit, and leaves other errors as they are.
+func noLimit(err error) error {
 	if errors.Is(err, image.ErrNoLimit) {
-		return nil, fmt.Errorf("writable_layer_limit and writable_layer_inode_limit must be 0, or the file system of root be another: %w", err)
+		return fmt.Errorf("writable_layer_limit and writable_layer_inode_limit must be 0, or the file system of root be another: %w", err)
 	}
-	return store, err
+	return err
 }
 
 // writableLayers is how writable layers are measured, for the log and a verbose Status.

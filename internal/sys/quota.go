@@ -64,7 +64,7 @@ type quotaState struct {
 }
 
 // OpenProjectQuota asks the file system that the folder dir is on. Without project
-// quota, or without the privilege to use it, the error is ErrNoQuota.
+// quota the error is ErrNoQuota; without the privilege to use it, fs.ErrPermission too.
 func OpenProjectQuota(dir string) (*ProjectQuota, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -100,7 +100,11 @@ func (q *ProjectQuota) probe(dir string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w on %s: %s", ErrNoQuota, dir, whyNoQuota(fs.Type, err))
+	why := whyNoQuota(fs.Type, err)
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w on %s: %s: %w", ErrNoQuota, dir, why, err)
+	}
+	return fmt.Errorf("%w on %s: %s", ErrNoQuota, dir, why)
 }
 
 // whyNoQuota takes the answer to the question for the state, nil when that is that
