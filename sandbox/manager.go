@@ -106,6 +106,7 @@ type Options struct {
 
 	HostPathTimeout time.Duration // for a file system to answer about a mount's source; 0 means 10 s
 	ExecDrain       time.Duration // for output to end after an exec has exited; 0 means 1 s
+	ForwardDial     time.Duration // for each of a pod's loopback addresses to take a connection, which only a full backlog delays; 0 means 5 s
 	ForwardStall    time.Duration // for a server in a pod to read what a port-forward has for it; 0 means 30 s
 	KillTimeout     time.Duration // for a container to exit after SIGKILL; 0 means 10 s
 	MonitorTimeout  time.Duration // for a monitor that has died to be replaced, while requests wait; 0 means 10 s
@@ -203,6 +204,7 @@ func prepare(ctx context.Context, o Options) (*Manager, error) {
 	}
 	orDefault(&o.HostPathTimeout, 10*time.Second)
 	orDefault(&o.ExecDrain, time.Second)
+	orDefault(&o.ForwardDial, 5*time.Second)
 	orDefault(&o.ForwardStall, 30*time.Second)
 	orDefault(&o.KillTimeout, 10*time.Second)
 	orDefault(&o.MonitorTimeout, 10*time.Second)

@@ -18,14 +18,9 @@ import (
 	"github.com/cridproject/crid/internal/sys"
 )
 
-const (
-	// dialTimeout is for a connection within the pod: only one whose backlog is
-	// full takes any time.
-	dialTimeout = 10 * time.Second
-	// halfCloseGrace is how long a client that sends nothing is waited for when
-	// the pod has ended its side.
-	halfCloseGrace = 5 * time.Second
-)
+// halfCloseGrace is how long a client that sends nothing is waited for when the pod
+// has ended its side.
+const halfCloseGrace = 5 * time.Second
 
 // MayForward says why PortForward to the sandbox could not be done now, nil if it
 // could, and the whole ID.
@@ -65,7 +60,7 @@ func (m *Manager) PortForward(ctx context.Context, id string, port uint16, strea
 	}
 	log := klog.FromContext(ctx).WithValues("sandbox", s.id, "pod", podRef(&s.config), "port", port)
 	rec := s.record()
-	conn, err := dialPod(ctx, rec.NetNS, port)
+	conn, err := dialPod(ctx, rec.NetNS, port, m.o.ForwardDial)
 	if err != nil {
 		return fmt.Errorf("forward port %d of sandbox %s: %w", port, s.id.Short(), err)
 	}
@@ -76,16 +71,15 @@ func (m *Manager) PortForward(ctx context.Context, id string, port uint16, strea
 	return nil
 }
 
-// dialPod connects within the network namespace at path; "" is the node's. The
-// socket belongs to the namespace and may be used from anywhere.
-func dialPod(ctx context.Context, path string, port uint16) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
+// dialPod connects within the network namespace at path; "" is the node's. Each address
+// has limit to take the connection. The socket belongs to the namespace and may be used
+// from anywhere.
+func dialPod(ctx context.Context, path string, port uint16, limit time.Duration) (*net.TCPConn, error) {
 	var conn *net.TCPConn
 	dial := func() error {
 		var all []string
 		for _, host := range []string{"127.0.0.1", "::1"} {
-			var d net.Dialer
+			d := net.Dialer{Timeout: limit}
 			// With an address and no name, this goroutine makes the socket.
 			c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
 			if err == nil {

@@ -331,6 +331,68 @@ func TestPortForwardToWhoDoesNotRead(t *testing.T) {
 	}
 }
 
+// A server on 127.0.0.1 that takes no connection leaves the one on ::1 its time.
+func TestPortForwardPastFullBacklog(t *testing.T) {
+	testutil.LeakCheck(t)
+	n := sandboxtest.New(t)
+	wish := sandboxtest.Pod("busy")
+	wish.Namespaces.Network = config.NamespaceNode
+	pod, err := n.Manager.Run(t.Context(), wish)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, free := listenOnBoth(t)
+	defer full.Close()
+	defer free.Close()
+	raw, err := full.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var listenErr error
+	err = raw.Control(func(fd uintptr) { listenErr = syscall.Listen(int(fd), 0) }) // room for one
+	if err = errors.Join(err, listenErr); err != nil {
+		t.Fatal(err)
+	}
+	one, err := net.Dial("tcp4", full.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer one.Close()
+	go func() {
+		if c, err := free.Accept(); err == nil {
+			_, _ = io.Copy(c, c)
+			_ = c.Close()
+		}
+	}()
+	var out bytes.Buffer
+	stream := pipe{strings.NewReader("hello"), &out, make(chan struct{})}
+	if err := n.Manager.PortForward(t.Context(), string(pod), uint16(free.Addr().(*net.TCPAddr).Port), stream); err != nil || out.String() != "hello" {
+		t.Errorf("PortForward = %q, %v, want hello of the server on ::1", &out, err)
+	}
+}
+
+// listenOnBoth opens a port on 127.0.0.1 and on ::1.
+func listenOnBoth(t *testing.T) (v4 *net.TCPListener, v6 net.Listener) {
+	t.Helper()
+	for {
+		v6, err := net.Listen("tcp6", "[::1]:0")
+		if errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL) {
+			t.Skipf("this machine has no IPv6: %v", err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		v4, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: v6.Addr().(*net.TCPAddr).Port})
+		if err == nil {
+			return v4, v6
+		}
+		_ = v6.Close()
+		if !errors.Is(err, syscall.EADDRINUSE) { // else somebody has it: another one
+			t.Fatal(err)
+		}
+	}
+}
+
 // endless is zeros.
 type endless struct{}
 

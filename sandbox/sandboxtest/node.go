@@ -127,6 +127,7 @@ func (n *Node) TryStart() (*sandbox.Manager, error) {
 		KillTimeout: 5 * time.Second,
 		ExecDrain:   50 * time.Millisecond,
 
+		ForwardDial:  500 * time.Millisecond,
 		ForwardStall: 50 * time.Millisecond,
 		Step:         func(name string) error { return n.step(l, name) },
 		ConnectMonitor: func(_ context.Context, onExit func(monitor.Exit)) (sandbox.Monitor, error) {
