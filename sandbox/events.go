@@ -40,6 +40,22 @@ type PodStatus struct {
 // those of a few hundred pods that come and go at once.
 const eventRoom = 2048
 
+// Ends are told again to who subscribes in the next endsFor, at most the newest
+// endsRoom of them. A client asks for everything and then subscribes, or cannot reach
+// crid for a while, and nobody has told it what ended by itself in between; kubelet
+// would not ask again for five minutes.
+const (
+	endsFor  = time.Minute
+	endsRoom = eventRoom / 4
+)
+
+// pastEnd is a container or sandbox that has stopped, and is still there.
+type pastEnd struct {
+	at      time.Time
+	id      string
+	sandbox *sandbox
+}
+
 // subscription is one who wants to know of events.
 type subscription struct {
 	c      chan Event // closed when it ends
@@ -51,16 +67,18 @@ type events struct {
 	mu          sync.Mutex             // after sandbox.mu and container.mu, before Manager.mu; never held across I/O
 	subscribers map[*subscription]bool // +checklocks:mu
 	last        time.Time              // +checklocks:mu; the newest time that was told
+	ends        []pastEnd              // +checklocks:mu; of the last endsFor, the newest last
 	dropped     uint64                 // +checklocks:mu; subscribers that were too slow
 	ended       bool                   // +checklocks:mu
 }
 
 // WatchEvents calls subscribed, and then each for what happens from now on, in order,
-// until one of them fails or ctx ends. The error has kind Unavailable when too many
-// events wait for each, which may take its time: others do not notice. So it has when
-// crid ends.
+// until one of them fails or ctx ends. It begins with the ends of the last minute, with
+// how their pods are now: the client may have missed them, or know them. The error has kind
+// Unavailable when too many events wait for each, which may take its time: others do not
+// notice, and what waits is thrown away. So it has when crid ends.
 func (m *Manager) WatchEvents(ctx context.Context, subscribed func() error, each func(*Event) error) error {
-	s := m.events.subscribe()
+	s := m.subscribe()
 	defer m.events.unsubscribe(s, nil)
 	if err := subscribed(); err != nil {
 		return err
@@ -80,8 +98,9 @@ func (m *Manager) WatchEvents(ctx context.Context, subscribed func() error, each
 	}
 }
 
-func (h *events) subscribe() *subscription {
+func (m *Manager) subscribe() *subscription {
 	s := &subscription{c: make(chan Event, eventRoom)}
+	h := &m.events
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.subscribers == nil {
@@ -90,6 +109,11 @@ func (h *events) subscribe() *subscription {
 	h.subscribers[s] = true
 	if h.ended {
 		h.end(s, errClosed)
+		return s
+	}
+	h.expire(m.o.Now())
+	for _, e := range h.ends {
+		s.c <- Event{EventStopped, e.id, m.podStatus(e.sandbox)} // endsRoom is less than there is
 	}
 	return s
 }
@@ -143,21 +167,76 @@ func (m *Manager) tell(s *sandbox, id string, kinds []EventKind) {
 	h := &m.events
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.subscribers) == 0 {
-		return
-	}
 	for _, kind := range kinds {
+		h.remember(kind, pastEnd{m.o.Now(), id, s})
+		if len(h.subscribers) == 0 {
+			continue
+		}
 		e := Event{kind, id, m.podStatus(s)}
 		for sub := range h.subscribers {
 			select {
 			case sub.c <- e:
 			default:
-				h.dropped++
-				h.end(sub, errkind.Errorf(errkind.Unavailable,
-					"the client of the events is too slow: %d of them wait for it; list everything and subscribe again", eventRoom))
+				h.drop(sub)
 			}
 		}
 	}
+}
+
+// drop ends a subscription that is too slow. Its client has to ask for everything anyway,
+// and may not read on for hours: what waits for it is not kept.
+//
+// Preconditions: h.mu is held.
+func (h *events) drop(s *subscription) {
+	h.dropped++
+	h.end(s, errkind.Errorf(errkind.Unavailable,
+		"the client of the events is too slow: %d of them wait for it; list everything and subscribe again", eventRoom))
+	for range s.c { // it is closed
+	}
+}
+
+// remember keeps an end until it is old, or what ended is gone.
+//
+// Preconditions: h.mu is held.
+func (h *events) remember(kind EventKind, e pastEnd) {
+	switch kind {
+	case EventStopped:
+		h.expire(e.at)
+		h.ends = append(h.ends, e)
+	case EventDeleted:
+		h.ends = slices.DeleteFunc(h.ends, func(other pastEnd) bool { return other.id == e.id })
+	}
+}
+
+// expire forgets old ends.
+//
+// Preconditions: h.mu is held.
+func (h *events) expire(now time.Time) {
+	h.ends = slices.DeleteFunc(h.ends, func(e pastEnd) bool { return now.Sub(e.at) > endsFor })
+	h.ends = slices.Delete(h.ends, 0, max(0, len(h.ends)-endsRoom))
+}
+
+// rememberEnds is for what crid finds at its start: whether the one before has told of
+// an exit that it recorded, nobody knows.
+func (m *Manager) rememberEnds() {
+	var ends []pastEnd
+	now := m.o.Now()
+	for _, c := range m.allContainers() {
+		if r := c.record(); r.State == ContainerExited {
+			at := r.FinishedAt
+			if at.After(now) { // the clock was set back
+				at = now
+			}
+			ends = append(ends, pastEnd{at, string(c.id), c.sandbox})
+		}
+	}
+	slices.SortFunc(ends, func(a, b pastEnd) int { return a.at.Compare(b.at) })
+	m.events.mu.Lock()
+	defer m.events.mu.Unlock()
+	for _, e := range ends {
+		m.events.remember(EventStopped, e)
+	}
+	m.events.expire(now)
 }
 
 // podStatus has containers oldest first.

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/internal/testutil"
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/sandbox"
+	"github.com/cridproject/crid/sandbox/config"
 	"github.com/cridproject/crid/sandbox/sandboxtest"
 )
 
@@ -161,9 +164,10 @@ func TestEventsOfInterruptedRemoval(t *testing.T) {
 	_ = end()
 }
 
-// Who does not listen is given up, with a reason, and keeps nobody waiting.
+// Who does not listen is given up, with a reason, and keeps nobody waiting: another
+// subscriber is told of everything. What waited for it is not kept.
 func TestEventsTooSlow(t *testing.T) {
-	n := sandboxtest.New(t)
+	n, _ := figuresNode(t) // an end stays new
 	blocked, ready, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	seen := 0
 	go func() {
@@ -174,22 +178,76 @@ func TestEventsTooSlow(t *testing.T) {
 		})
 	}()
 	<-ready
-	for i := range 520 { // four events each
+	events, end := watch(t, n.Manager)
+	const pods = 520
+	last, stopped := make(map[string]string), []string{}
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		for range 4 * pods {
+			e := <-events
+			last[e.ID] += kinds[e.Kind] + " "
+			if e.Kind == sandbox.EventStopped {
+				stopped = append(stopped, e.ID)
+			}
+		}
+	}()
+	ids := make([]config.SandboxID, pods)
+	parallel(t, pods, func(i int) error { // four events each, in the end
 		pod, err := n.Manager.Run(t.Context(), sandboxtest.Pod(fmt.Sprint(i)))
-		if err != nil {
-			t.Fatal(err)
+		ids[i] = pod
+		return errors.Join(err, n.Manager.StopSandbox(t.Context(), string(pod)))
+	})
+	// Who subscribes now is told of the newest ends, and has room for what comes.
+	lateEvents, endLate := watch(t, n.Manager)
+	var late []string
+	for range 512 {
+		e := <-lateEvents
+		late = append(late, e.ID)
+	}
+	_ = endLate()
+	parallel(t, pods, func(i int) error { return n.Manager.RemoveSandbox(t.Context(), string(ids[i])) })
+	<-told
+	for id, got := range last {
+		if got != "created started stopped deleted " {
+			t.Errorf("the other subscriber was told of %s: %s", id, got)
 		}
-		if err := n.Manager.RemoveSandbox(t.Context(), string(pod)); err != nil {
-			t.Fatal(err)
-		}
+	}
+	if !slices.Equal(late, stopped[pods-512:]) {
+		t.Errorf("a new subscriber was told of other ends than the newest, or in another order")
+	}
+	if now, dropped := n.Manager.Subscribers(); now != 1 || dropped != 1 {
+		t.Errorf("Subscribers = %d, %d, want one that is left and one that was dropped, while it is still busy", now, dropped)
 	}
 	close(blocked)
-	if err := <-done; !errkind.Is(err, errkind.Unavailable) {
-		t.Errorf("WatchEvents of a slow client = %v, want Unavailable", err)
+	if err := <-done; !errkind.Is(err, errkind.Unavailable) || !strings.Contains(err.Error(), "too slow") {
+		t.Errorf("WatchEvents of a slow client = %v, want Unavailable because it is too slow", err)
 	}
-	if seen < 2048 {
-		t.Errorf("it was told of %d events, want all that were waiting", seen)
+	if seen != 1 {
+		t.Errorf("it was told of %d events, want none after it was given up", seen)
 	}
+	_ = end()
+}
+
+// parallel calls do with 0 to n-1, eight at a time.
+func parallel(t *testing.T, n int, do func(int) error) {
+	t.Helper()
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range 8 {
+		wg.Go(func() {
+			for i := range next {
+				if err := do(i); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
 }
 
 func TestEndEvents(t *testing.T) {

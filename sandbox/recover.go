@@ -25,6 +25,7 @@ func (m *Manager) recover(ctx context.Context) error {
 	if err := m.load(ctx); err != nil {
 		return err
 	}
+	m.rememberEnds()
 	mon, items, err := m.connect(ctx)
 	if err != nil {
 		return fmt.Errorf("connect to crid-monitor: %w", err)

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -22,6 +24,61 @@ func (n *Node) watchEvents(ctx context.Context) cri.RuntimeService_GetContainerE
 		n.T.Fatalf("GetContainerEvents = %v", err)
 	}
 	return stream
+}
+
+// What ends while crid is away is told to who subscribes afterwards, as kubelet does, and
+// later than what crid has said before. SIGHUP, by which daemons reload, ends no stream.
+func TestEventsOverRestart(t *testing.T) {
+	n := NewNode(t, NodeOptions{})
+	n.PullBusybox()
+	p := n.PodConfig("away")
+	pod := n.RunPod(p)
+	stays := n.Run(pod, p, n.ContainerConfig("stays", "sleep", "1000"))
+	ends := n.Run(pod, p, n.ContainerConfig("ends", "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.02; done"))
+	pid := n.containerPID(ends)
+	before, err := n.Runtime.PodSandboxStatus(n.Ctx(), &cri.PodSandboxStatusRequest{PodSandboxId: pod})
+	if err != nil || len(before.ContainersStatuses) != 2 || before.ContainersStatuses[1].State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Fatalf("PodSandboxStatus = %v, %v, want two containers that run", before, err)
+	}
+	n.Kill9()
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually("it ends without crid", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
+	n.Start()
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 2 {
+		stream := n.watchEvents(ctx)
+		if err := syscall.Kill(n.PID(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		e, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.ContainerId != ends || e.ContainerEventType != cri.ContainerEventType_CONTAINER_STOPPED_EVENT || e.CreatedAt <= before.Timestamp {
+			t.Errorf("first event = %v, want that %s has stopped, after %d", e, ends, before.Timestamp)
+		}
+		if all := e.ContainersStatuses; e.PodSandboxStatus.GetId() != pod || len(all) != 2 || all[0].Id != stays ||
+			all[0].State != cri.ContainerState_CONTAINER_RUNNING || all[1].State != cri.ContainerState_CONTAINER_EXITED || all[1].ExitCode != 5 {
+			t.Errorf("the pod in the event = %v, %v, want one container that runs and one that has exited with code 5", e.PodSandboxStatus, all)
+		}
+		n.Eventually("SIGHUP has come", func() bool { return strings.Contains(n.Log(), "Ignored SIGHUP") })
+		after, err := n.Runtime.PodSandboxStatus(n.Ctx(), &cri.PodSandboxStatusRequest{PodSandboxId: pod})
+		if err != nil || after.Timestamp <= e.CreatedAt {
+			t.Errorf("PodSandboxStatus at %d, %v, want later than the event, %d", after.GetTimestamp(), err, e.CreatedAt)
+		}
+		// The stream goes on.
+		late := n.CreateContainer(pod, p, n.ContainerConfig("late", "true"))
+		if e, err := stream.Recv(); err != nil || e.ContainerId != late || e.CreatedAt <= after.Timestamp {
+			t.Errorf("next event = %v, %v, want that %s was created, after %d", e, err, late, after.Timestamp)
+		}
+		if _, err := n.Runtime.RemoveContainer(n.Ctx(), &cri.RemoveContainerRequest{ContainerId: late}); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A pod's life, as two clients are told of it.
