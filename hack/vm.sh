@@ -10,11 +10,13 @@
 #                                 e2e-systemd     test/e2e with that cgroup driver
 #                                 e2e-cgroupfs    those of test/e2e that have to do with
 #                                                 cgroups, with that driver
+#                                 kubelet         one pod's life with a kubelet, systemd driver
 #                               (default: all of them)
 #
 # Environment:
 #   CRID_VM_DIR       where the VM is kept (/var/cache/crid-vm)
 #   CRID_VM_RUN       tests to run in test/e2e, as for go test -run
+#   CRID_VM_KUBELET   the same for test/e2e/kubelet (TestHello)
 #   CRID_VM_KERNEL    uml-deb (default: Debian's ready-made kernel), uml or tcg;
 #                     see hack/vm/build-vm.sh
 #
@@ -65,6 +67,9 @@ compile() {
 	make -s --no-print-directory build
 	cp -a bin/crid bin/crid-monitor bin/crid-verify bin/cni "$to/"
 	go test -c -ldflags '-s -w' -o "$to/e2e.test" ./test/e2e
+	go test -c -ldflags '-s -w' -o "$to/kubelet.test" ./test/e2e/kubelet
+	hack/kubernetes/build.sh
+	cp -L bin/kubernetes/kubelet "$to/"
 	# Each test binary runs in a copy of its package's folder, for its testdata.
 	go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}' \
 		./internal/... ./image/... ./cni/... ./monitor/... ./sandbox/... |
@@ -99,6 +104,10 @@ in_vm() {
 				(cd "$d" && CRID_TEST_CGROUP_DRIVER=systemd ./pkg.test -test.v=test2json -test.timeout 10m) 2>&1 || failed
 			done
 		}
+		kubelet() {
+			echo "package test%e2e%kubelet"
+			./kubelet.test -test.v=test2json -test.timeout 20m -test.run "$1" -kubelet ./kubelet -crid ./crid -monitor ./crid-monitor -cni-bin ./cni -cgroup-driver systemd 2>&1 || failed
+		}
 		e2e() {
 			echo "package test%e2e%$1"
 			./e2e.test -test.v=test2json -test.timeout 40m -test.run "$2" -crid ./crid -monitor ./crid-monitor -cni-bin ./cni -cgroup-driver "$1" 2>&1 || failed
@@ -110,7 +119,8 @@ in_vm() {
 		kernel) echo kernel ;;
 		e2e-cgroupfs) printf 'e2e cgroupfs %q\n' "${CRID_VM_RUN:-$cgroup_tests}" ;;
 		e2e-systemd) printf 'e2e systemd %q\n' "${CRID_VM_RUN:-.}" ;;
-		*) die "no such part: $part (kernel, e2e-cgroupfs, e2e-systemd)" ;;
+		kubelet) printf 'kubelet %q\n' "${CRID_VM_KUBELET:-TestHello}" ;;
+		*) die "no such part: $part (kernel, e2e-cgroupfs, e2e-systemd, kubelet)" ;;
 		esac
 	done
 	echo 'echo "package"; exit $rc'
@@ -155,7 +165,7 @@ run_parts() {
 # tests runs the parts with the systemd driver in a VM of their own, beside the
 # other: a VM has one processor, and the two together take half the time.
 tests() {
-	[ $# -gt 0 ] || set -- kernel e2e-cgroupfs e2e-systemd
+	[ $# -gt 0 ] || set -- kernel e2e-cgroupfs kubelet e2e-systemd
 	local part first=() second=() events='' pid='' rc=0
 	for part; do
 		case $part in

@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/remotecommand"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cridproject/crid/test/e2e"
 )
@@ -63,7 +64,8 @@ func (k *kubelet) pod(name string) (*corev1.Pod, error) {
 }
 
 // run gives kubelet the manifest of a pod: spec is YAML, in which DIR stands for
-// the node's folder and IMAGE for busybox's name.
+// the node's folder and IMAGE for busybox's name. Its grace period is a second
+// unless it says another.
 func (k *kubelet) run(name, spec string) {
 	k.t.Helper()
 	spec = strings.NewReplacer("DIR", k.Dir, "IMAGE", e2e.BusyboxRef).Replace(strings.Trim(spec, "\n"))
@@ -72,6 +74,9 @@ func (k *kubelet) run(name, spec string) {
 	indent := lines[0][:len(lines[0])-len(strings.TrimLeft(lines[0], " "))]
 	for i, l := range lines {
 		lines[i] = "  " + strings.TrimPrefix(l, indent)
+	}
+	if !strings.Contains(spec, "terminationGracePeriodSeconds:") {
+		lines = append(lines, "  terminationGracePeriodSeconds: 1")
 	}
 	manifest := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata:\n  name: %s\n  namespace: %s\nspec:\n%s\n", name, namespace, strings.Join(lines, "\n"))
 	// Renamed, so that kubelet never reads half of it.
@@ -89,15 +94,31 @@ func (k *kubelet) remove(name string) {
 	if err := os.Remove(k.manifest(name)); err != nil {
 		k.t.Fatal(err)
 	}
-	k.eventually("pod "+name+" is gone", func() error {
-		pods, err := k.pods()
-		for _, p := range pods {
-			if p.Name == name+"-"+nodeName {
-				return fmt.Errorf("it is %s", p.Status.Phase)
-			}
+	k.eventually("pod "+name+" is gone", func() error { return k.gone(name + "-" + nodeName) })
+}
+
+// gone is an error while a pod of that name runs, any pod if it is empty. What kubelet
+// leaves of an ended pod for a minute, its stopped sandbox, is none.
+func (k *kubelet) gone(name string) error {
+	pods, err := k.pods()
+	for _, p := range pods {
+		if name == "" || p.Name == name {
+			return fmt.Errorf("%s is %s", p.Name, p.Status.Phase)
 		}
+	}
+	if err != nil {
 		return err
-	})
+	}
+	r, err := k.Runtime.ListPodSandbox(k.Ctx(), &cri.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	for _, s := range r.Items {
+		if s.State == cri.PodSandboxState_SANDBOX_READY && (name == "" || s.Metadata.Name == name) {
+			return fmt.Errorf("the sandbox of %s is ready", s.Metadata.Name)
+		}
+	}
+	return nil
 }
 
 // await waits until ok holds for the pod and returns it.

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -53,7 +52,6 @@ func newKubelet(t testing.TB, o options) *kubelet {
 	n.Registry.Push("e2e/busybox:1", e2e.Busybox(t))
 	k := &kubelet{Node: n, t: t}
 	k.configure(o)
-	// kubelet does not make the cgroup that it is told to live below.
 	k.makeCgroup()
 	t.Cleanup(k.close)
 	k.start()
@@ -82,7 +80,7 @@ func (k *kubelet) configure(o options) {
 		"authorization":            map[string]any{"mode": "AlwaysAllow"},
 		"failCgroupV1":             false,
 		"failSwapOn":               false,
-		"cgroupRoot":               k.Cgroup,
+		"cgroupRoot":               k.cgroupRoot(),
 		"oomScoreAdj":              0, // a lower one needs CAP_SYS_RESOURCE
 		"maxOpenFiles":             openFiles(k.t),
 		"clusterDNS":               []string{"10.96.0.10"},
@@ -116,8 +114,26 @@ func (k *kubelet) saveConfig() {
 	k.WriteFile(k.path("kubelet.json"), string(b))
 }
 
+// cgroupRoot is what all of kubelet's pods are below. With systemd kubelet takes it
+// over as it is, controllers and all, which only the root's is.
+func (k *kubelet) cgroupRoot() string {
+	if k.Programs.CgroupDriver == "systemd" {
+		return "/"
+	}
+	return k.Cgroup
+}
+
+// makeCgroup makes the cgroup that kubelet is told to live below: it does not itself.
 func (k *kubelet) makeCgroup() {
 	k.t.Helper()
+	if k.cgroupRoot() == "/" {
+		k.t.Cleanup(func() {
+			if out, err := exec.Command("systemctl", "stop", "kubepods.slice").CombinedOutput(); err != nil {
+				k.t.Errorf("systemctl stop kubepods.slice: %v: %s", err, out)
+			}
+		})
+		return
+	}
 	roots, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs") // version 1: one in each hierarchy
 	roots = append(roots, "/sys/fs/cgroup/cgroup.procs")
 	for _, r := range roots {
@@ -197,8 +213,8 @@ func (k *kubelet) close() {
 		}
 	}
 	if err := k.poll(func() error {
-		if pods, err := k.pods(); err != nil || len(pods) > 0 {
-			return errors.Join(err, fmt.Errorf("%d pods are left", len(pods)))
+		if err := k.gone(""); err != nil {
+			return err
 		}
 		mounts, err := os.ReadFile("/proc/self/mountinfo")
 		if strings.Contains(string(mounts), k.path("kubelet")+"/") {
