@@ -30,6 +30,12 @@ var expected = []struct {
 	{regexp.MustCompile(`/crid\.sock: (connect: connection refused|connect: no such file or directory|read: connection reset by peer)`), "the test has ended crid"},
 	{regexp.MustCompile(`ExecSync cmd from runtime service failed.*code = Unavailable desc = exec in container \w+: exec: crid-monitor: the connection was lost`), "the test has killed the monitor during the call"},
 	{regexp.MustCompile(`code = Unavailable desc = error reading from server: (EOF|read unix @->\S*/crid\.sock: )`), "the test has ended crid during the call"},
+	{regexp.MustCompile(`Version from runtime service failed.*code = Canceled desc = context canceled`), "kubelet itself gave up: it ends a pod that it was synchronizing"},
+	// Pods that a test has refused, by their names.
+	{regexp.MustCompile(`kubelet_pods\.go.*Failed to prepare subPath for volumeMount of the container" containerName="refused"`), "the sub-path leads out of its volume"},
+	{regexp.MustCompile(`kuberuntime_manager\.go.*Unhandled Error.* in pod refused-`), "so that people see the refusal"},
+	{regexp.MustCompile(`pod_workers\.go.*Error syncing pod, skipping.* pod="default/refused-`), "so that people see the refusal"},
+	{regexp.MustCompile(`Missing actuated pod level resource record" pod="refused-`), "kubelet has one when a container of the pod was made"},
 }
 
 // removed is a complaint that a container is not there.
