@@ -206,7 +206,6 @@ func TestBadContainer(t *testing.T) {
 		{"config.mounts[0].image_sub_path", volume(func(m *v1.Mount) { m.ImageSubPath = "a/../../b" })},
 		{"config.mounts[0].image_sub_path", volume(func(m *v1.Mount) { m.ImageSubPath = "/../b" })},
 		{"config.mounts[0].image_sub_path", volume(func(m *v1.Mount) { m.ImageSubPath = "a\x00" })},
-		{"config.mounts[0].image_sub_path", mount(func(m *v1.Mount) { m.ImageSubPath = "s" })},
 		{"config.mounts[0].propagation", mount(func(m *v1.Mount) { m.Propagation = 3 })},
 		{"config.mounts[0].recursive_read_only", mount(func(m *v1.Mount) { m.RecursiveReadOnly = true })},
 		{"config.mounts[0].recursive_read_only", mount(func(m *v1.Mount) {

@@ -50,13 +50,12 @@ func (d *decoder) mount(field string, m *v1.Mount) config.Mount {
 }
 
 // mountSource checks that exactly one source is named: a path, or an image. An
-// image without a name is none: clients send an empty message.
+// image without a name is none: clients send an empty message. The path within an
+// image means nothing then: kubelet sends each mount's sub-path in it as soon as the
+// container mounts any image.
 func (d *decoder) mountSource(field string, m *v1.Mount) {
 	if m.GetImage().GetImage() == "" {
 		d.check(field+".host_path", badPath(m.GetHostPath()))
-		if m.GetImageSubPath() != "" {
-			d.reject(field+".image_sub_path", "needs image")
-		}
 		return
 	}
 	if m.GetHostPath() != "" {

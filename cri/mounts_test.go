@@ -18,7 +18,8 @@ func TestMountRoundTrip(t *testing.T) {
 		{ContainerPath: "/c", Readonly: true, ImageSubPath: "/etc/../usr", Image: &v1.ImageSpec{
 			Image: "sha256:abc", UserSpecifiedImage: "tools:1", Annotations: map[string]string{"k": "v"},
 		}},
-		{ContainerPath: "/d", HostPath: "/h", Image: &v1.ImageSpec{}}, // no image: clients send an empty message
+		{ContainerPath: "/d", HostPath: "/h", Image: &v1.ImageSpec{}},  // no image: clients send an empty message
+		{ContainerPath: "/e", HostPath: "/h/sub", ImageSubPath: "sub"}, // as kubelet sends it beside a mount of an image
 	}
 	d := &decoder{node: Node{RecursiveReadOnly: true}}
 	c, err := d.container(r)

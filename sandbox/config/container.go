@@ -65,7 +65,7 @@ type Mount struct {
 	ContainerPath     string   // as requested: kubelet finds its termination log by equality
 	HostPath          HostPath // "" for an image
 	Image             *Image   // nil for a path of the node
-	ImageSubPath      string   // folder or file of the image, "" for all of it; links in it stay inside
+	ImageSubPath      string   // folder or file of the image, "" for all of it; links in it stay inside. Without Image it means nothing
 	Readonly          bool
 	RecursiveReadonly bool
 	Propagation       Propagation

@@ -33,6 +33,9 @@ var expected = []struct {
 	{regexp.MustCompile(`Version from runtime service failed.*code = Canceled desc = context canceled`), "kubelet itself gave up: it ends a pod that it was synchronizing"},
 	// Pods that a test has refused, by their names.
 	{regexp.MustCompile(`kubelet_pods\.go.*Failed to prepare subPath for volumeMount of the container" containerName="refused"`), "the sub-path leads out of its volume"},
+	{regexp.MustCompile(`(PullImage from image service failed|Failed to pull image)".* image="registry\.k8s\.io/e2e/absent:1"`), "an image that no registry has"},
+	{regexp.MustCompile(`Failed to ensure image".* pod="default/refused-`), "an image that no registry has"},
+	{regexp.MustCompile(`CreateContainer in sandbox from runtime service failed.* sub path \\"sub/absent\\" of the image`), "a sub-path that the image has not got"},
 	{regexp.MustCompile(`kuberuntime_manager\.go.*Unhandled Error.* in pod refused-`), "so that people see the refusal"},
 	{regexp.MustCompile(`pod_workers\.go.*Error syncing pod, skipping.* pod="default/refused-`), "so that people see the refusal"},
 	{regexp.MustCompile(`Missing actuated pod level resource record" pod="refused-`), "kubelet has one when a container of the pod was made"},

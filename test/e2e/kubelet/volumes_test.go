@@ -37,6 +37,7 @@ func (k *kubelet) tmpfs(dir string) {
 
 func TestVolumes(t *testing.T) {
 	k := newKubelet(t, options{})
+	k.pushDataImage()
 	k.WriteFile(k.path("host", "dir", "there"), "on the host\n")
 	k.WriteFile(k.path("host", "file"), "a file\n")
 	l, err := net.Listen("unix", k.path("host", "socket"))
@@ -48,9 +49,12 @@ func TestVolumes(t *testing.T) {
 	k.tmpfs(k.path("host", "prop", "early"))
 	k.WriteFile(k.path("host", "sub", "a", "b", "c"), "deep\n")
 	k.WriteFile(k.path("host", "sub", "conf"), "key=value\n")
+	k.WriteFile(k.path("host", "owned"), "root's\n")
 	if err := os.Symlink("/etc", k.path("host", "sub", "out")); err != nil {
 		t.Fatal(err)
 	}
+	// Nobody is asked when this registry has not got an image.
+	k.WriteFile(k.path("certs.d", "registry.k8s.io", "hosts.toml"), fmt.Sprintf("server = %q\n", "http://"+k.Registry.Addr))
 	k.run("host-path", hostPathPod)
 	k.run("propagation", propagationPod)
 	k.run("read-only", readOnlyPod)
@@ -58,12 +62,22 @@ func TestVolumes(t *testing.T) {
 	k.run("sub-path", subPathPod)
 	k.run("refused-sub-path", escapePod)
 
+	k.run("users-a", usersPod)
+	k.run("users-b", usersPod)
+	k.run("image-volume", imageVolumePod)
+	k.run("refused-image", missingImagePod)
+	k.run("refused-image-path", missingImagePathPod)
+
 	t.Run("HostPath", k.hostPath)
 	t.Run("Propagation", k.propagation)
 	t.Run("ReadOnly", k.readOnly)
 	t.Run("EmptyDir", k.emptyDir)
 	t.Run("SubPath", k.subPath)
 	t.Run("SubPathEscape", k.subPathEscape)
+	t.Run("UserNamespaces", k.userNamespaces)
+	t.Run("ImageVolume", k.imageVolume)
+	t.Run("ImageVolumeMissing", k.imageVolumeMissing)
+	t.Run("ImageVolumePathMissing", k.imageVolumePathMissing)
 }
 
 const hostPathPod = `

@@ -1,0 +1,93 @@
+package kubelet
+
+import (
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/cridproject/crid/test/e2e"
+)
+
+// pushDataImage puts an image of files only into the registry.
+func (k *kubelet) pushDataImage() {
+	k.Registry.Push("e2e/data:1", e2e.Image(k.t, v1.Config{}, e2e.Layer(k.t,
+		e2e.File{Path: "conf", Mode: 0o644, Data: []byte("key=value\n")},
+		e2e.File{Path: "sub", Mode: 0o755, Dir: true},
+		e2e.File{Path: "sub/deep", Mode: 0o755, Dir: true},
+		e2e.File{Path: "sub/deep/file", Mode: 0o644, Data: []byte("deep\n")},
+		e2e.File{Path: "tool", Mode: 0o755, Data: []byte("#!/bin/sh\necho a tool\n")},
+	)))
+}
+
+const imageVolumePod = `
+	terminationGracePeriodSeconds: 1
+	containers:
+	- name: main
+		image: IMAGE
+		command: [sleep, "1000"]
+		volumeMounts:
+		- {name: data, mountPath: /data}
+		- {name: data, mountPath: /deep, subPath: sub/deep}
+	volumes:
+	- {name: data, image: {reference: registry.k8s.io/e2e/data:1, pullPolicy: IfNotPresent}}
+`
+
+// imageVolume: read-only, and its programs run (docs/mounts.md). The digest in the
+// pod's status (gate ImageVolumeWithDigest) is not shown: kubelet 1.36 looks for the
+// mount by a name that CRI does not have.
+func (k *kubelet) imageVolume(t *testing.T) {
+	t.Parallel()
+	k.await("image-volume", "is ready", ready)
+	got := k.sh("image-volume", "main", `cat /data/conf /deep/file; ls /deep; /data/tool
+		for d in /data /data/sub /deep; do touch $d/x 2>&1 | grep -o 'Read-only.*'; done`)
+	if want := "key=value\ndeep\nfile\na tool" + strings.Repeat("\nRead-only file system", 3); got != want {
+		t.Errorf("the container sees\n%s\nwant\n%s", got, want)
+	}
+}
+
+const missingImagePod = `
+	terminationGracePeriodSeconds: 1
+	containers:
+	- name: main
+		image: IMAGE
+		command: [sleep, "1000"]
+		volumeMounts: [{name: data, mountPath: /data}]
+	volumes:
+	- {name: data, image: {reference: registry.k8s.io/e2e/absent:1}}
+`
+
+func (k *kubelet) imageVolumeMissing(t *testing.T) {
+	t.Parallel()
+	k.refused(t, "refused-image", "ErrImagePull", "ImagePullBackOff", "registry.k8s.io/e2e/absent:1")
+}
+
+const missingImagePathPod = `
+	terminationGracePeriodSeconds: 1
+	containers:
+	- name: main
+		image: IMAGE
+		command: [sleep, "1000"]
+		volumeMounts: [{name: data, mountPath: /data, subPath: sub/absent}]
+	volumes:
+	- {name: data, image: {reference: registry.k8s.io/e2e/data:1}}
+`
+
+func (k *kubelet) imageVolumePathMissing(t *testing.T) {
+	t.Parallel()
+	k.refused(t, "refused-image-path", "CreateContainerError", "CreateContainerError", "sub/absent")
+}
+
+// refused awaits that the container waits for one of two reasons, with a message
+// that says what is missing.
+func (k *kubelet) refused(t *testing.T, name, reason, later, says string) {
+	t.Helper()
+	p := k.await(name, "waits because of "+reason, func(p *corev1.Pod) bool {
+		c := container(p, "main")
+		return c != nil && c.State.Waiting != nil && (c.State.Waiting.Reason == reason || c.State.Waiting.Reason == later)
+	})
+	if got := container(p, "main").State.Waiting.Message; !strings.Contains(got, says) {
+		t.Errorf("it waits because of %q", got)
+	}
+}
