@@ -1,7 +1,6 @@
 package image
 
 import (
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -103,13 +102,7 @@ func TestCheckBesidePull(t *testing.T) {
 	slowDigest, _ := slow.Digest()
 	ref := srv.push(t, "app:v1", imageOf(t, quick, slow))
 	s := newStore(t, inMemory(t))
-	release := make(chan struct{})
-	srv.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
-		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, slowDigest.String()) {
-			<-release
-		}
-		return false
-	})
+	release := srv.hold(t, slowDigest.String())
 	done := make(chan error, 1)
 	go func() {
 		_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
@@ -120,7 +113,7 @@ func TestCheckBesidePull(t *testing.T) {
 	if errs := CheckRoot(t.Context(), s.root); len(errs) != 1 || !strings.Contains(errs[0].Error(), "nothing uses it") {
 		t.Errorf("CheckRoot, which cannot know of the pull = %v", errs)
 	}
-	close(release)
+	release()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}

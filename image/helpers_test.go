@@ -72,6 +72,21 @@ func (s *server) misbehave(before func(http.ResponseWriter, *http.Request) bool)
 	s.before, s.requests = before, nil
 }
 
+// hold makes the server wait with what it has below a path that ends with part, until
+// release or the test's end. It counts requests, as misbehave does.
+func (s *server) hold(t *testing.T, part string) (release func()) {
+	held := make(chan struct{})
+	s.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, part) {
+			<-held
+		}
+		return false
+	})
+	release = sync.OnceFunc(func() { close(held) })
+	t.Cleanup(release)
+	return release
+}
+
 func watch(http.ResponseWriter, *http.Request) bool { return false }
 
 func (s *server) seen(method, part string) (n int) {

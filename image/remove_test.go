@@ -1,7 +1,6 @@
 package image
 
 import (
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -212,24 +211,17 @@ func TestSlowPullLosesTag(t *testing.T) {
 	slow, _ := layers[0].Digest()
 	ref := srv.push(t, "app:latest", old)
 	s := newStore(t, inMemory(t))
-	asked, release := make(chan struct{}), make(chan struct{})
-	srv.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
-		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, slow.String()) {
-			close(asked)
-			<-release
-		}
-		return false
-	})
+	release := srv.hold(t, slow.String())
 	done := make(chan error, 1)
 	go func() {
 		_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
 		done <- err
 	}()
-	<-asked
+	testutil.WaitFor(t, "the layer to be asked for", func() bool { return srv.seen("GET", slow.String()) > 0 })
 	fresh := imageOf(t, layerOf(t, file("f", "new")))
 	srv.push(t, "app:latest", fresh)
 	pull(t, s, ref)
-	close(release)
+	release()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -254,13 +246,7 @@ func TestRemoveBetweenPulls(t *testing.T) {
 	slowDigest, _ := slow.Digest()
 	s := newStore(t, inMemory(t))
 	pull(t, s, first)
-	release := make(chan struct{})
-	srv.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
-		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, slowDigest.String()) {
-			<-release
-		}
-		return false
-	})
+	release := srv.hold(t, slowDigest.String())
 	done := make(chan error, 2)
 	for range 2 {
 		go func() {
@@ -274,15 +260,11 @@ func TestRemoveBetweenPulls(t *testing.T) {
 	testutil.WaitFor(t, "both pulls to hold the base and want the other layer", func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		waiters := 0
-		for _, f := range s.flights {
-			waiters += f.waiters
-		}
 		held := 0
 		for _, l := range s.layers {
 			held += l.refs
 		}
-		return waiters == 2 && held == 3
+		return s.waitersLocked() == 2 && held == 3
 	})
 	if err := s.Remove(t.Context(), first); err != nil {
 		t.Fatal(err)
@@ -291,7 +273,7 @@ func TestRemoveBetweenPulls(t *testing.T) {
 		t.Errorf("%d layers are stored, want the one that the pulls hold", n)
 	}
 	checkStore(t, s)
-	close(release)
+	release()
 	for range 2 {
 		if err := <-done; err != nil {
 			t.Error(err)

@@ -283,7 +283,8 @@ func TestHalfAnAnswer(t *testing.T) {
 	}
 }
 
-// TestWhoSharesDownloads: credentials are the same however they are written.
+// TestWhoSharesDownloads: pulls with the same credentials, however they are written, share a
+// layer's download; others do not.
 func TestWhoSharesDownloads(t *testing.T) {
 	srv := newServer(t)
 	img := imageOf(t, layerOf(t, file("f", randomText(10_000))))
@@ -300,13 +301,7 @@ func TestWhoSharesDownloads(t *testing.T) {
 		{"three ways", []*Auth{nil, joe, ann, nil, basic}, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			release := make(chan struct{})
-			srv.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
-				if strings.HasSuffix(r.URL.Path, digest) {
-					<-release
-				}
-				return false
-			})
+			release := srv.hold(t, digest)
 			s := newStore(t)
 			errs := make(chan error)
 			for _, auth := range c.auths {
@@ -316,7 +311,7 @@ func TestWhoSharesDownloads(t *testing.T) {
 				}()
 			}
 			testutil.WaitFor(t, "the pulls to wait for the layer", func() bool { return s.waiters() == len(c.auths) })
-			close(release)
+			release()
 			for range c.auths {
 				if err := <-errs; err != nil {
 					t.Error(err)
@@ -325,14 +320,23 @@ func TestWhoSharesDownloads(t *testing.T) {
 			if n := srv.seen("GET", digest); n != c.want {
 				t.Errorf("the layer was fetched %d times, want %d", n, c.want)
 			}
+			if n := layerFolders(t, s); n != 1 {
+				t.Errorf("%d layers are stored, want one", n)
+			}
+			checkStore(t, s)
 		})
 	}
 }
 
 // waiters is how many pulls wait for a layer.
-func (s *Store) waiters() (n int) {
+func (s *Store) waiters() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.waitersLocked()
+}
+
+// +checklocks:s.mu
+func (s *Store) waitersLocked() (n int) {
 	for _, f := range s.flights {
 		n += f.waiters
 	}
@@ -346,13 +350,7 @@ func TestSharedDownloadOutlivesItsPull(t *testing.T) {
 	img := imageOf(t, layerOf(t, file("f", randomText(10_000))))
 	ref := srv.push(t, "app:v1", img)
 	digest, _ := firstLayer(t, img)
-	release := make(chan struct{})
-	srv.misbehave(func(w http.ResponseWriter, r *http.Request) bool {
-		if strings.HasSuffix(r.URL.Path, digest) {
-			<-release
-		}
-		return false
-	})
+	release := srv.hold(t, digest)
 	s := newStore(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	first, second := make(chan error, 1), make(chan error, 1)
@@ -370,7 +368,7 @@ func TestSharedDownloadOutlivesItsPull(t *testing.T) {
 	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Errorf("the pull given up ended with %v", err)
 	}
-	close(release)
+	release()
 	if err := <-second; err != nil {
 		t.Error(err)
 	}

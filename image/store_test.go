@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -325,60 +323,6 @@ func TestPlatforms(t *testing.T) {
 		if i, _ := s.Image(ref.Name()); len(i.RepoDigests) != 1 || !strings.HasSuffix(i.RepoDigests[0], d.String()) {
 			t.Errorf("RepoDigests = %v, want the index's %s", i.RepoDigests, d)
 		}
-	}
-}
-
-// TestSharedDownloads: pulls with the same credentials share a layer's download,
-// others do not.
-func TestSharedDownloads(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		auth [2]*Auth
-		want int32
-	}{
-		{"same", [2]*Auth{{Username: "a", Password: "x"}, {Username: "a", Password: "x"}}, 1},
-		{"different", [2]*Auth{{Username: "a", Password: "x"}, {Username: "b", Password: "x"}}, 2},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			srv := newServer(t)
-			img := imageOf(t, layerOf(t, file("f", "x")))
-			ref := srv.push(t, "app:v1", img)
-			layers, _ := img.Layers()
-			layer, _ := layers[0].Digest()
-			s := newStore(t)
-			var fetches atomic.Int32
-			release := make(chan struct{})
-			srv.misbehave(func(_ http.ResponseWriter, r *http.Request) bool {
-				if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, layer.String()) {
-					fetches.Add(1)
-					<-release
-				}
-				return false
-			})
-			var wg sync.WaitGroup
-			for _, auth := range c.auth {
-				wg.Go(func() {
-					if _, err := s.Pull(t.Context(), PullRequest{Ref: ref, Auth: auth}); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			testutil.WaitFor(t, "both pulls to want the layer", func() bool {
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				waiters := 0
-				for _, f := range s.flights {
-					waiters += f.waiters
-				}
-				return waiters == 2 && fetches.Load() == c.want
-			})
-			close(release)
-			wg.Wait()
-			if n := layerFolders(t, s); n != 1 || fetches.Load() != c.want {
-				t.Errorf("%d downloads made %d layers, want %d and 1", fetches.Load(), n, c.want)
-			}
-			checkStore(t, s)
-		})
 	}
 }
 
