@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/cridproject/crid/image/signature"
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/testutil"
 )
 
 // certsDir makes a tree of registry configuration with one hosts.toml.
@@ -351,13 +351,8 @@ func TestSignaturesNeedTheRegistry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
 	policy := filepath.Join(t.TempDir(), "policy.json")
-	data := base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
-	writeFile(t, policy, fmt.Appendf(nil, `{"default": [{"type": "sigstoreSigned", "keyData": %q}]}`, data))
+	writeFile(t, policy, fmt.Appendf(nil, `{"default": [{"type": "sigstoreSigned", "keyData": %q}]}`, testutil.KeyData(t, key.Public())))
 	rules, err := signature.New(signature.Options{PolicyFile: policy, Program: "/bin/false"})
 	if err != nil {
 		t.Fatal(err)

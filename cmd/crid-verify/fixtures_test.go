@@ -48,6 +48,7 @@ import (
 
 	"github.com/cridproject/crid/image"
 	"github.com/cridproject/crid/image/signature"
+	"github.com/cridproject/crid/internal/testutil"
 )
 
 // asVerifier is the name under which the test binary is crid-verify.
@@ -264,16 +265,6 @@ func newEd25519() crypto.Signer {
 	return k
 }
 
-// publicPEM is in base64, as keyData wants it.
-func publicPEM(t *testing.T, key crypto.PublicKey) string {
-	t.Helper()
-	der, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
-}
-
 func sign(t *testing.T, key crypto.Signer, message []byte) []byte {
 	t.Helper()
 	opts, digest := crypto.SignerOpts(crypto.SHA256), message
@@ -303,12 +294,7 @@ func byCertificate(t *testing.T, v *ca.VirtualSigstore, who, vouched string, pay
 	if err != nil {
 		t.Fatal(err)
 	}
-	content, err := e.SignatureContent()
-	if err != nil {
-		t.Fatal(err)
-	}
-	entry, leaf := proofs(t, e)
-	p := entry.TransparencyLogEntry()
+	sig, leaf, p := proofs(t, e)
 	logged, err := json.Marshal(map[string]any{
 		"SignedEntryTimestamp": promise(t, v, p),
 		"Payload": map[string]any{
@@ -324,7 +310,7 @@ func byCertificate(t *testing.T, v *ca.VirtualSigstore, who, vouched string, pay
 		_ = pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 	}
 	return simple{payload, map[string]string{
-		"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(content.Signature()),
+		"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(sig),
 		"dev.sigstore.cosign/certificate":    string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw})),
 		"dev.sigstore.cosign/chain":          chain.String(),
 		"dev.sigstore.cosign/bundle":         string(logged),
@@ -344,7 +330,8 @@ func promise(t *testing.T, v *ca.VirtualSigstore, p *protorekor.TransparencyLogE
 	return set
 }
 
-func proofs(t *testing.T, e *ca.TestEntity) (*tlog.Entry, *x509.Certificate) {
+// proofs is the signature, its certificate, and the log's entry of it.
+func proofs(t *testing.T, e *ca.TestEntity) (sig []byte, leaf *x509.Certificate, p *protorekor.TransparencyLogEntry) {
 	t.Helper()
 	entries, err := e.TlogEntries()
 	if err != nil {
@@ -354,7 +341,11 @@ func proofs(t *testing.T, e *ca.TestEntity) (*tlog.Entry, *x509.Certificate) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return entries[0], content.Certificate()
+	signed, err := e.SignatureContent()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signed.Signature(), content.Certificate(), entries[0].TransparencyLogEntry()
 }
 
 // authority is the CA of a virtual Sigstore.
@@ -378,15 +369,10 @@ func bundleByCertificate(t *testing.T, v *ca.VirtualSigstore, who, vouched strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	content, err := e.SignatureContent()
-	if err != nil {
-		t.Fatal(err)
-	}
-	entry, leaf := proofs(t, e)
-	p := entry.TransparencyLogEntry()
+	sig, leaf, p := proofs(t, e)
 	p.KindVersion = &protorekor.KindVersion{Kind: "dsse", Version: "0.0.1"}
 	p.InclusionPromise = &protorekor.InclusionPromise{SignedEntryTimestamp: promise(t, v, p)}
-	return bundleOf(t, statement, content.Signature(), &protobundle.VerificationMaterial{
+	return bundleOf(t, statement, sig, &protobundle.VerificationMaterial{
 		Content:     &protobundle.VerificationMaterial_Certificate{Certificate: &protocommon.X509Certificate{RawBytes: leaf.Raw}},
 		TlogEntries: []*protorekor.TransparencyLogEntry{p},
 	})
@@ -419,7 +405,7 @@ func newSigstore(t *testing.T) *ca.VirtualSigstore {
 // keyRule asks for a signature by the key; extra is more of the requirement.
 func keyRule(t *testing.T, key crypto.Signer, extra string) string {
 	t.Helper()
-	return fmt.Sprintf(`{"type": "sigstoreSigned", "keyData": %q %s}`, publicPEM(t, key.Public()), extra)
+	return fmt.Sprintf(`{"type": "sigstoreSigned", "keyData": %q %s}`, testutil.KeyData(t, key.Public()), extra)
 }
 
 // certificateRule asks for a signature by a certificate of the CA that is in the log.
@@ -436,7 +422,7 @@ func certificateRuleOf(t *testing.T, v, log *ca.VirtualSigstore, extra string) s
 		rootPEM = append(rootPEM, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	return fmt.Sprintf(`{"type": "sigstoreSigned", "fulcio": {"caData": %q, "oidcIssuer": %q, "subjectEmail": %q}, "rekorPublicKeyData": %q %s}`,
-		base64.StdEncoding.EncodeToString(rootPEM), issuer, subject, publicPEM(t, logKey(t, log)), extra)
+		base64.StdEncoding.EncodeToString(rootPEM), issuer, subject, testutil.KeyData(t, logKey(t, log)), extra)
 }
 
 func logKey(t *testing.T, v *ca.VirtualSigstore) crypto.PublicKey {

@@ -11,6 +11,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/testutil"
 )
 
 const (
@@ -138,7 +139,7 @@ func TestSignatures(t *testing.T) {
 			s.notes["dev.sigstore.cosign/bundle"] = other.notes["dev.sigstore.cosign/bundle"]
 			n.attach("app", d, s)
 		}, "transparency log signature does not match"},
-		{"key without the log that is asked for", keyRule(t, key, fmt.Sprintf(`, "rekorPublicKeyData": %q`, publicPEM(t, logKey(t, v)))+anyTag), func(n *node, repo string, d v1.Hash) {
+		{"key without the log that is asked for", keyRule(t, key, fmt.Sprintf(`, "rekorPublicKeyData": %q`, testutil.KeyData(t, logKey(t, v)))+anyTag), func(n *node, repo string, d v1.Hash) {
 			n.attach("app", d, byKey(t, key, payload(repo, d)))
 		}, "not enough verified log entries"},
 		{"bundle without a name", keyRule(t, key, anyTag), func(n *node, _ string, d v1.Hash) {

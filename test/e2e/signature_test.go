@@ -5,9 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,6 +20,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cridproject/crid/internal/testutil"
 )
 
 // verifier is crid-verify beside the crid that is tested, or one made for the test:
@@ -43,10 +43,6 @@ func verifier(t *testing.T) string {
 // has it. kubelet looks for the beginning of the text.
 func TestSignaturePolicy(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +70,7 @@ func TestSignaturePolicy(t *testing.T) {
 	refused(direct, "default[0] rejects it")
 	// Read for the next pull.
 	signed := fmt.Sprintf(`[{"type": "sigstoreSigned", "keyData": %q, "signedIdentity": {"type": "matchRepository"}}]`,
-		base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})))
+		testutil.KeyData(t, key.Public()))
 	write(fmt.Sprintf(`{"default": [{"type": "reject"}], "transports": {"docker": {
 		"registry.k8s.io/e2e": %s, %q: %s, "e2e.test": [{"type": "insecureAcceptAnything"}]}}}`, signed, n.Registry.Addr, signed))
 	refused(direct, "the registry has no signature of it")
