@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	v1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cridproject/crid/internal/errkind"
 	"github.com/cridproject/crid/sandbox"
 )
 
@@ -28,8 +32,8 @@ func (f *fakeNode) WatchEvents(_ context.Context, subscribed func() error, each 
 	if err := subscribed(); err != nil {
 		return err
 	}
-	if len(f.sandboxes) == 0 {
-		return nil
+	if f.err != nil {
+		return f.err
 	}
 	for kind := sandbox.EventCreated; kind <= sandbox.EventDeleted; kind++ {
 		p, err := f.PodStatus(string(f.sandboxes[0].ID))
@@ -72,5 +76,17 @@ func TestGetContainerEvents(t *testing.T) {
 	}
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the end = %v", err)
+	}
+}
+
+// A client that is given up learns why.
+func TestContainerEventsEndWithAReason(t *testing.T) {
+	s := newTestServer(t, &fakeNode{err: errkind.Errorf(errkind.Unavailable, "the client of the events is too slow")})
+	stream, err := s.GetContainerEvents(t.Context(), &v1.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "too slow") {
+		t.Errorf("the end = %v, want Unavailable, with the reason", err)
 	}
 }

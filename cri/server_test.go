@@ -39,7 +39,8 @@ type fakeNode struct {
 	images     []image.Image
 	exec       sandbox.ExecResult
 
-	got []any // arguments of the last call that changes something
+	got     []any    // arguments of the last call that changes something
+	yielded chan int // if not nil, how many items of sandbox stats were taken
 }
 
 func (f *fakeNode) call(args ...any) error {

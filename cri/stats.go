@@ -106,6 +106,7 @@ func encodeSandboxStats(st *sandbox.SandboxStats) *v1.PodSandboxStats {
 	out.Linux.Cpu = encodeCPU(at, u, st.CPUNanocores)
 	out.Linux.Memory = encodeMemory(at, u)
 	out.Linux.Io = encodeIO(at, u)
+	// Threads too, as with CRI-O: kubelet ranks pods by it when PIDs get scarce, which both take.
 	out.Linux.Process = &v1.ProcessUsage{Timestamp: at, ProcessCount: uintValue(u.Tasks)}
 	out.Linux.Network = encodeNetworkStats(st.Network)
 	for i := range st.Containers {
@@ -158,7 +159,9 @@ func encodeNetworkStats(n *sandbox.NetworkStats) *v1.NetworkUsage {
 	if n == nil {
 		return nil
 	}
-	out := &v1.NetworkUsage{Timestamp: n.At.UnixNano()}
+	// Not nil in any case: a container with CAP_NET_ADMIN can rename or remove the interface, and
+	// kubelet 1.36 crashes on a nil one.
+	out := &v1.NetworkUsage{Timestamp: n.At.UnixNano(), DefaultInterface: &v1.NetworkInterfaceUsage{}}
 	if n.Default != nil {
 		out.DefaultInterface = encodeInterface(n.Default)
 	}

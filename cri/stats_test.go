@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -43,7 +44,12 @@ func (f *fakeNode) SandboxStats(id string) (sandbox.SandboxStats, error) {
 
 func (f *fakeNode) AllSandboxStats(match func(*sandbox.SandboxStatus) bool) iter.Seq[sandbox.SandboxStats] {
 	return func(yield func(sandbox.SandboxStats) bool) {
+		taken := 0
+		if f.yielded != nil {
+			defer func() { f.yielded <- taken }()
+		}
 		for i := range f.sandboxes {
+			taken++
 			if st := &f.sandboxes[i]; match(st) && !yield(f.sandboxStats(st)) {
 				return
 			}
@@ -244,6 +250,15 @@ func TestPodSandboxStats(t *testing.T) {
 	}
 }
 
+// kubelet 1.36 reads the default interface without asking whether it is there, and a
+// container may rename it.
+func TestNoDefaultInterface(t *testing.T) {
+	got := encodeNetworkStats(&sandbox.NetworkStats{At: time.Unix(0, 66), Others: []sandbox.NetInterface{{Name: "renamed", RxBytes: 1}}})
+	if got.DefaultInterface == nil || got.DefaultInterface.RxBytes != nil || len(got.Interfaces) != 1 || got.Interfaces[0].Name != "renamed" {
+		t.Errorf("network = %v, want an empty default interface and the other", got)
+	}
+}
+
 func TestStatsFilters(t *testing.T) {
 	s := newTestServer(t, figuresNode(12))
 	for _, test := range []struct {
@@ -314,7 +329,7 @@ func messages[T proto.Message](items []T) []proto.Message {
 
 // Each stream says what its list says.
 func TestStreamsAreLists(t *testing.T) {
-	for _, pods := range []int{0, 1, 150} {
+	for _, pods := range []int{0, 1, 70} {
 		t.Run(fmt.Sprint(pods), func(t *testing.T) {
 			s := newTestServer(t, figuresNode(pods))
 			ctx := t.Context()
@@ -346,6 +361,31 @@ func TestStreamsAreLists(t *testing.T) {
 			list6, err := s.ListPodSandboxMetrics(ctx, &v1.ListPodSandboxMetricsRequest{})
 			check("metrics", collect(t, stream6, err6, (*v1.StreamPodSandboxMetricsResponse).GetPodSandboxMetrics), messages(list6.GetPodMetrics()), err)
 		})
+	}
+}
+
+// What a client does not take is not made: nothing is collected first, and when the client
+// goes, the rest is left.
+func TestStreamEndsWithItsClient(t *testing.T) {
+	node := figuresNode(300)
+	node.yielded = make(chan int, 1)
+	s := newTestServer(t, node)
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := s.StreamPodSandboxStats(ctx, &v1.StreamPodSandboxStatsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := stream.Recv()
+	if err != nil || len(first.PodSandboxStats) == 0 {
+		t.Fatalf("first message = %v, %v", first, err)
+	}
+	cancel()
+	if _, err := stream.Recv(); status.Code(err) != codes.Canceled {
+		t.Errorf("after it was cancelled = %v, want Canceled", err)
+	}
+	// A message is a MiB of these, and the connection holds some.
+	if n := <-node.yielded; n > 250 {
+		t.Errorf("%d of 301 sandboxes were looked at for a client that took %d", n, len(first.PodSandboxStats))
 	}
 }
 

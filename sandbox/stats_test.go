@@ -106,6 +106,12 @@ func TestContainerStats(t *testing.T) {
 	if got, err := n.Manager.ContainerStats(string(id)); err != nil || !got.At.IsZero() {
 		t.Errorf("ContainerStats when the cgroup has gone = %+v, %v", got, err)
 	}
+	if got := slices.Collect(n.Manager.AllSandboxStats(all)); len(got) != 1 || len(got[0].Containers) > 0 {
+		t.Errorf("AllSandboxStats when the container's cgroup has gone = %+v, want the pod without it", got)
+	}
+	if got := slices.Collect(n.Manager.AllMetrics()); len(got) != 1 || len(got[0].Containers) > 0 {
+		t.Errorf("AllMetrics when the container's cgroup has gone = %+v, want the pod without it", got)
+	}
 }
 
 // A pod's figures are those of its own cgroup if it has one, else the sum.
@@ -259,7 +265,7 @@ func TestSandboxStatsOfStopped(t *testing.T) {
 // Figures ask neither the monitor nor the network's plugins, and a list that is
 // left halfway leaves nothing behind.
 func TestStatsWaitForNobody(t *testing.T) {
-	n, _ := figuresNode(t)
+	n, clock := figuresNode(t)
 	const pods = 150
 	for i := range pods {
 		pod, err := n.Manager.Run(t.Context(), sandboxtest.Pod(fmt.Sprint(i)))
@@ -276,17 +282,28 @@ func TestStatsWaitForNobody(t *testing.T) {
 	if len(seen) != pods {
 		t.Errorf("AllSandboxStats has %d pods, want %d, each once", len(seen), pods)
 	}
-	for range n.Manager.AllSandboxStats(all) {
-		break
-	}
-	for range n.Manager.AllContainerStats(all) {
-		break
-	}
-	n.Figures.Asked()
-	for range n.Manager.AllMetrics() {
-		break
-	}
-	if got := len(n.Figures.Asked()); got >= pods {
-		t.Errorf("the first pod's metrics have cost a look at %d cgroups: they are not handed on in groups", got)
+	for what, first := range map[string]func(){
+		"sandbox stats": func() {
+			for range n.Manager.AllSandboxStats(all) {
+				break
+			}
+		},
+		"container stats": func() {
+			for range n.Manager.AllContainerStats(all) {
+				break
+			}
+		},
+		"metrics": func() {
+			for range n.Manager.AllMetrics() {
+				break
+			}
+		},
+	} {
+		clock.add(2 * time.Second) // what was read is old
+		n.Figures.Asked()
+		first()
+		if got := len(n.Figures.Asked()); got == 0 || got >= pods {
+			t.Errorf("the first of the %s has cost a look at %d cgroups: they are not handed on in groups", what, got)
+		}
 	}
 }
