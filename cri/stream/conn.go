@@ -126,11 +126,13 @@ func (c *conn) hangUp(why error) {
 	if c.gone.Swap(true) {
 		return
 	}
-	_ = c.Conn.SetWriteDeadline(time.Now().Add(hungUpGrace))
+	_ = c.limitWrites()
 	if c.end != nil {
 		c.end(why)
 	}
 }
+
+func (c *conn) limitWrites() error { return c.Conn.SetWriteDeadline(time.Now().Add(hungUpGrace)) }
 
 // finish closes a connection that is not HTTP's any more: the protocols forget it
 // on some of their errors. Where they have said goodbye to the client, it has a
@@ -158,7 +160,11 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 	if c.gone.Load() {
 		return nil
 	}
-	return c.Conn.SetWriteDeadline(t)
+	err := c.Conn.SetWriteDeadline(t)
+	if c.gone.Load() { // meanwhile
+		return c.limitWrites()
+	}
+	return err
 }
 
 // watch notices that the client has gone also while nobody reads, because a
