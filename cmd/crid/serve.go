@@ -110,9 +110,12 @@ func (d *daemon) build(ctx context.Context) (criSocket, adminSocket net.Listener
 		}
 		d.closers = append(d.closers, unlock)
 	}
-	// Now rather than after minutes of recovery.
-	if err := removeStale(ctx, d.config.Socket); err != nil {
-		return nil, nil, err
+	kept := passedSocket(ctx, d.config.Socket)
+	if kept == nil {
+		// Now rather than after minutes of recovery.
+		if err := removeStale(ctx, d.config.Socket); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := d.parts(ctx); err != nil {
 		return nil, nil, err
@@ -120,11 +123,16 @@ func (d *daemon) build(ctx context.Context) (criSocket, adminSocket net.Listener
 	if adminSocket, err = listen(ctx, adminPath(d.config), 0o600); err != nil {
 		return nil, nil, err
 	}
-	if criSocket, err = listen(ctx, d.config.Socket, socketMode); err != nil {
+	if kept != nil {
+		return kept, adminSocket, nil
+	}
+	opened, err := listen(ctx, d.config.Socket, socketMode)
+	if err != nil {
 		_ = adminSocket.Close()
 		return nil, nil, err
 	}
-	return criSocket, adminSocket, nil
+	keepSocket(ctx, opened)
+	return opened, adminSocket, nil
 }
 
 func (d *daemon) folders() error {

@@ -18,7 +18,7 @@ import (
 //
 // Preconditions: the locks of root and state are held, so that of two crids with one
 // configuration only one comes here.
-func listen(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {
+func listen(ctx context.Context, path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("folder of socket: %w", err)
 	}
@@ -27,8 +27,7 @@ func listen(ctx context.Context, path string, mode fs.FileMode) (net.Listener, e
 	}
 	// Until chmod only root can connect: that takes write permission, which the
 	// umask of any service withholds from others.
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("open socket: %w", err)
 	}

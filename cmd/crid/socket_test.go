@@ -37,7 +37,7 @@ func TestListen(t *testing.T) {
 	}
 
 	// As a killed process leaves it: the file stays, nobody listens.
-	first.(*net.UnixListener).SetUnlinkOnClose(false)
+	first.SetUnlinkOnClose(false)
 	_ = first.Close()
 	second, err := listen(t.Context(), path, 0o600)
 	if err != nil {

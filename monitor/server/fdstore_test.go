@@ -2,18 +2,10 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"maps"
-	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/cridproject/crid/internal/sys"
@@ -21,81 +13,10 @@ import (
 	"github.com/cridproject/crid/monitor"
 )
 
-// keeper is what systemd is for a service with a descriptor store.
-type keeper struct {
-	path string
-	conn *net.UnixConn
-	done chan struct{}
-
-	mu   sync.Mutex
-	kept map[string]*os.File
-}
-
-func newKeeper(t *testing.T, dir string) *keeper {
-	t.Helper()
-	k := &keeper{path: filepath.Join(dir, "notify"), kept: map[string]*os.File{}, done: make(chan struct{})}
-	var err error
-	if k.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: k.path, Net: "unixgram"}); err != nil {
-		t.Fatal(err)
-	}
-	go k.run()
-	t.Cleanup(func() {
-		_ = k.conn.Close()
-		<-k.done
-		for _, f := range k.kept {
-			_ = f.Close()
-		}
-	})
-	return k
-}
-
-func (k *keeper) run() {
-	defer close(k.done)
-	r := sys.NewMsgReader(k.conn)
-	defer r.Close()
-	for buf := make([]byte, 4096); ; {
-		n, err := r.Read(buf)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return
-		}
-		files, _ := r.Take(r.Pending())
-		_, name, _ := strings.Cut(string(buf[:n]), "FDNAME=")
-		k.mu.Lock()
-		if strings.HasPrefix(string(buf[:n]), "FDSTOREREMOVE=1\n") {
-			_ = k.kept[name].Close()
-			delete(k.kept, name)
-		}
-		for _, f := range files {
-			k.kept[name] = f
-		}
-		k.mu.Unlock()
-	}
-}
-
-func (k *keeper) names() []string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return slices.Sorted(maps.Keys(k.kept))
-}
-
-// start starts a monitor as systemd does.
-func (k *keeper) start(n *node) *exec.Cmd {
+// startKept starts a monitor as systemd does.
+func startKept(n *node, k *testutil.Keeper) *exec.Cmd {
 	n.t.Helper()
-	self := fmt.Sprintf("/proc/%d/exe", os.Getpid())
-	names := k.names()
-	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0"`, self)
-	k.mu.Lock()
-	for _, name := range names {
-		f, err := dup(k.kept[name])
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		defer f.Close()
-		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
-	}
-	k.mu.Unlock()
-	cmd.Env = append(os.Environ(), monitorEnv+"="+n.state, notifyEnv+"="+k.path,
-		listenFDs+"="+strconv.Itoa(len(names)), listenNames+"="+strings.Join(names, ":"))
+	cmd := k.Command([]string{monitorEnv + "=" + n.state}, fmt.Sprintf("/proc/%d/exe", os.Getpid()))
 	n.launchMonitor(cmd)
 	return cmd
 }
@@ -104,8 +25,8 @@ func (k *keeper) start(n *node) *exec.Cmd {
 // their pipes and terminals but the store, and nothing that they write is lost.
 func TestBothDie(t *testing.T) {
 	n := prepareNode(t)
-	k := newKeeper(t, n.state)
-	cmd := k.start(n)
+	k := testutil.NewKeeper(t, n.state)
+	cmd := startKept(n, k)
 	stop := func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -141,7 +62,7 @@ func TestBothDie(t *testing.T) {
 	terminal.Process.Terminal = true
 	run("tty", n.request("tty", terminal))
 	want := "cat.stderr cat.stdin cat.stdout loop.stderr loop.stdout once.stderr once.stdout tty.console unknown.stderr unknown.stdout"
-	testutil.WaitFor(t, "the store to keep "+want, func() bool { return strings.Join(k.names(), " ") == want })
+	testutil.WaitFor(t, "the store to keep "+want, func() bool { return strings.Join(k.Names(), " ") == want })
 	lines := func(id string) int { return strings.Count(n.log(id), "\n") }
 	for _, id := range []string{"loop", "tty"} {
 		testutil.WaitFor(t, "a log", func() bool { return lines(id) > 5 })
@@ -151,7 +72,7 @@ func TestBothDie(t *testing.T) {
 	<-n.client.Done()
 	n.client.Close()
 	before := map[string]int{"loop": lines("loop"), "tty": lines("tty")}
-	cmd = k.start(n)
+	cmd = startKept(n, k)
 	n.client = n.connect()
 	n.delete("unknown") // by a monitor that does not have it
 	delete(requests, "unknown")
@@ -188,6 +109,6 @@ func TestBothDie(t *testing.T) {
 	for id := range requests {
 		n.delete(id)
 	}
-	testutil.WaitFor(t, "an empty store", func() bool { return len(k.names()) == 0 })
+	testutil.WaitFor(t, "an empty store", func() bool { return len(k.Names()) == 0 })
 	n.residue()
 }

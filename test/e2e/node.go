@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cridproject/crid/internal/testutil"
 )
 
 // Programs are the paths of what is tested, and how.
@@ -31,8 +33,9 @@ type Programs struct {
 type Node struct {
 	T        testing.TB
 	Programs Programs
-	Dir      string // everything of this node is below it, but cgroups and links
-	Config   string // crid's configuration file
+	Dir      string           // everything of this node is below it, but cgroups and links
+	Config   string           // crid's configuration file
+	Service  *testutil.Keeper // what crid's descriptors are kept by, as by systemd; nil: nothing
 	Socket   string
 	Bridge   string
 	Subnet   string // first three bytes of the pods' IPv4 addresses
@@ -55,6 +58,7 @@ type Node struct {
 // NodeOptions changes what NewNode makes.
 type NodeOptions struct {
 	NoNetwork bool              // no CNI configuration
+	Service   bool              // crid is run as systemd runs a service that keeps descriptors
 	Env       []string          // further environment of crid
 	Under     []string          // a command that executes crid with the arguments given to it
 	Config    map[string]string // section.key → TOML value, over the defaults
@@ -84,6 +88,9 @@ func NewNode(t testing.TB, o NodeOptions) *Node {
 	}
 	n.Socket = filepath.Join(dir, "crid.sock")
 	n.Registry = NewRegistry(t)
+	if o.Service {
+		n.Service = testutil.NewKeeper(t, dir)
+	}
 	before := n.snapshot()
 	t.Cleanup(func() { n.close(before) })
 	n.writeConfig(o)
@@ -178,9 +185,14 @@ func (n *Node) Start() {
 	}
 	n.log = log
 	command := append(slices.Clone(n.Programs.Under), n.Programs.Crid, "--config", n.Config)
-	n.daemon = exec.Command(command[0], command[1:]...)
 	// The race detector's runtime would sleep for a second at the end of each program.
-	n.daemon.Env = append(append(os.Environ(), "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0"), n.Programs.Env...)
+	env := append([]string{"GORACE=" + os.Getenv("GORACE") + " atexit_sleep_ms=0"}, n.Programs.Env...)
+	if n.Service != nil {
+		n.daemon = n.Service.Command(env, command[0], command[1:]...)
+	} else {
+		n.daemon = exec.Command(command[0], command[1:]...)
+		n.daemon.Env = append(os.Environ(), env...)
+	}
 	n.daemon.Stdout, n.daemon.Stderr = log, log
 	n.daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := n.daemon.Start(); err != nil {

@@ -1,10 +1,14 @@
 package e2e
 
 import (
+	"context"
+	"net"
 	"strings"
 	"syscall"
 	"testing"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -99,5 +103,57 @@ func TestRestartInOrder(t *testing.T) {
 	}
 	if img := n.image(BusyboxRef); img == nil {
 		t.Error("the image is gone after the restart")
+	}
+}
+
+// Who connects while systemd starts crid again waits for it, whatever has ended it:
+// a request is answered late, and an event stream begins.
+func TestSocketOutlivesCrid(t *testing.T) {
+	n := NewNode(t, NodeOptions{Service: true})
+	for _, end := range []struct {
+		name string
+		do   func()
+	}{{"killed", n.Kill9}, {"stopped", n.Stop}} {
+		end.do()
+		conn, err := net.Dial("unix", n.Socket)
+		if err != nil {
+			t.Fatalf("%s: nobody listens while crid is away: %v", end.name, err)
+		}
+		_ = conn.Close()
+		client, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, event := make(chan error, 1), make(chan error, 1)
+		go func() {
+			_, err := cri.NewRuntimeServiceClient(client).Status(n.Ctx(), &cri.StatusRequest{})
+			answer <- err
+		}()
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			events, err := cri.NewRuntimeServiceClient(client).GetContainerEvents(ctx, &cri.GetEventsRequest{})
+			if err == nil {
+				_, err = events.Recv()
+			}
+			event <- err
+		}()
+		n.Start()
+		if err := <-answer; err != nil {
+			t.Errorf("%s: a request of that time got %v", end.name, err)
+		}
+		n.Eventually("an event comes", func() bool {
+			n.RemovePod(n.RunPod(n.PodConfig(end.name)))
+			select {
+			case err = <-event:
+				return true
+			default:
+				return false
+			}
+		})
+		if err != nil {
+			t.Errorf("%s: an event stream of that time got %v", end.name, err)
+		}
+		cancel()
+		_ = client.Close()
 	}
 }
