@@ -275,25 +275,32 @@ func (l *criLog) lost(ctx context.Context, n int, err error) {
 }
 
 // reopen opens the path anew and lets go of the old file. On error the old file
-// stays in use. When it returns nil, no more is written to the old file.
+// stays in use. Nothing is written to the old file once there is a new one: who
+// follows a log, as kubelet does, leaves the old file as soon as the new one appears.
 func (l *criLog) reopen() error {
 	if l.path == "" {
 		return nil
 	}
-	f, err := openLogFile(l.path)
-	if err != nil {
-		return err
-	}
-	l.mu.Lock()
-	old := f // is not needed when the log has been closed meanwhile
-	if !l.closed {
-		old, l.f, l.failing, l.torn = l.f, f, false, false
-	}
-	l.mu.Unlock()
+	old, err := l.replace()
 	if old != nil {
 		_ = old.Close()
 	}
-	return nil
+	return err
+}
+
+// replace opens the path anew and returns the file that it had before.
+func (l *criLog) replace() (old *os.File, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, nil
+	}
+	f, err := openLogFile(l.path)
+	if err != nil {
+		return nil, err
+	}
+	old, l.f, l.failing, l.torn = l.f, f, false, false
+	return old, nil
 }
 
 // close ends the log; later writes do nothing.

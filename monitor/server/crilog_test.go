@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -164,6 +165,53 @@ func TestLogFile(t *testing.T) {
 	if n := counts.written.Load(); n != uint64(len("onetwothreefour")+4) {
 		t.Errorf("written %d bytes, want all up to the end", n)
 	}
+}
+
+// A follower leaves the old file when it sees the new one: nothing may come after.
+func TestReopenEndsOldFirst(t *testing.T) {
+	var counts logCounts
+	path := filepath.Join(t.TempDir(), "c.log")
+	l, _, err := openLog(path, &counts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var writer sync.WaitGroup
+	t.Cleanup(writer.Wait)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	writer.Go(func() {
+		for ctx.Err() == nil {
+			l.write(ctx, []byte("a line\n"))
+		}
+	})
+	size := func(path string) int64 {
+		st, err := os.Stat(path)
+		if err != nil {
+			return -1
+		}
+		return st.Size()
+	}
+	for i := range 200 {
+		old := fmt.Sprintf("%s.%d", path, i)
+		if err := os.Rename(path, old); err != nil {
+			t.Fatal(err)
+		}
+		seen := make(chan int64, 1)
+		go func() {
+			for size(path) < 0 && ctx.Err() == nil {
+			}
+			seen <- size(old)
+		}()
+		if err := l.reopen(); err != nil {
+			t.Fatal(err)
+		}
+		if before, after := <-seen, size(old); before != after {
+			t.Fatalf("rotation %d: the old file grew from %d to %d bytes after the new one was there", i, before, after)
+		}
+	}
+	stop()
+	writer.Wait()
+	l.close()
 }
 
 func TestLogDiskFull(t *testing.T) {
