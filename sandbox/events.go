@@ -31,9 +31,9 @@ type Event struct {
 // PodStatus is a sandbox with all of its containers, at one moment. What it points
 // to is shared and must not be changed.
 type PodStatus struct {
-	At         time.Time      // later than that of whatever was told before
-	Sandbox    *SandboxStatus // nil: it has been removed
-	Containers []*ContainerStatus
+	At         time.Time          // later than that of whatever was told before
+	Sandbox    *SandboxStatus     // nil: it has been removed
+	Containers []*ContainerStatus // newest first
 }
 
 // eventRoom is how many events may wait for a subscriber before it is given up:
@@ -239,7 +239,8 @@ func (m *Manager) rememberEnds() {
 	m.events.expire(now)
 }
 
-// podStatus has containers oldest first.
+// podStatus has containers newest first: of those that have one name kubelet takes the
+// first, and sorts them itself only where they come with an event.
 //
 // Preconditions: m.events.mu is held.
 func (m *Manager) podStatus(s *sandbox) PodStatus {
@@ -255,7 +256,7 @@ func (m *Manager) podStatus(s *sandbox) PodStatus {
 		}
 	}
 	slices.SortFunc(p.Containers, func(a, b *ContainerStatus) int {
-		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})
 	return p
 }

@@ -54,8 +54,8 @@ func TestEventsOfThePast(t *testing.T) {
 	exit(more["first"])
 	awaitExit(t, n, more["first"])
 	before, err := n.Manager.PodStatus(string(pod))
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || names[string(before.Containers[0].ID)] != "stays" || before.Containers[4].ID != old {
+		t.Fatalf("PodStatus = %+v, %v, want five containers, the newest first", before, err)
 	}
 	n.Kill()
 	clock.add(time.Second)
@@ -74,6 +74,10 @@ func TestEventsOfThePast(t *testing.T) {
 		for i, e := range all {
 			if !e.At.After(before.At) || len(e.Containers) != 5 || e.Sandbox == nil || e.Sandbox.ID != pod {
 				t.Errorf("%s at %v has %d containers of %v, want the pod with five, after %v", got[i], e.At, len(e.Containers), e.Sandbox, before.At)
+			}
+			// As kubelet needs them: it takes the first of those with one name.
+			if !slices.IsSortedFunc(e.Containers, func(a, b *sandbox.ContainerStatus) int { return b.CreatedAt.Compare(a.CreatedAt) }) {
+				t.Errorf("%s: containers are not the newest first", got[i])
 			}
 			for _, c := range e.Containers { // all of them as they are now, not as they were
 				if exited := c.ID != more["stays"]; exited != (c.State == sandbox.ContainerExited) || exited && c.ExitCode != 7 {

@@ -37,7 +37,7 @@ func TestEventsOverRestart(t *testing.T) {
 	ends := n.Run(pod, p, n.ContainerConfig("ends", "sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.02; done"))
 	pid := n.containerPID(ends)
 	before, err := n.Runtime.PodSandboxStatus(n.Ctx(), &cri.PodSandboxStatusRequest{PodSandboxId: pod})
-	if err != nil || len(before.ContainersStatuses) != 2 || before.ContainersStatuses[1].State != cri.ContainerState_CONTAINER_RUNNING {
+	if err != nil || len(before.ContainersStatuses) != 2 || before.ContainersStatuses[0].State != cri.ContainerState_CONTAINER_RUNNING {
 		t.Fatalf("PodSandboxStatus = %v, %v, want two containers that run", before, err)
 	}
 	n.Kill9()
@@ -61,8 +61,8 @@ func TestEventsOverRestart(t *testing.T) {
 		if e.ContainerId != ends || e.ContainerEventType != cri.ContainerEventType_CONTAINER_STOPPED_EVENT || e.CreatedAt <= before.Timestamp {
 			t.Errorf("first event = %v, want that %s has stopped, after %d", e, ends, before.Timestamp)
 		}
-		if all := e.ContainersStatuses; e.PodSandboxStatus.GetId() != pod || len(all) != 2 || all[0].Id != stays ||
-			all[0].State != cri.ContainerState_CONTAINER_RUNNING || all[1].State != cri.ContainerState_CONTAINER_EXITED || all[1].ExitCode != 5 {
+		if all := e.ContainersStatuses; e.PodSandboxStatus.GetId() != pod || len(all) != 2 || all[1].Id != stays ||
+			all[1].State != cri.ContainerState_CONTAINER_RUNNING || all[0].State != cri.ContainerState_CONTAINER_EXITED || all[0].ExitCode != 5 {
 			t.Errorf("the pod in the event = %v, %v, want one container that runs and one that has exited with code 5", e.PodSandboxStatus, all)
 		}
 		n.Eventually("SIGHUP has come", func() bool { return strings.Contains(n.Log(), "Ignored SIGHUP") })
@@ -95,8 +95,8 @@ func TestContainerEvents(t *testing.T) {
 	short := n.Run(pod, p, n.ContainerConfig("short", "sh", "-c", "exit 3"))
 	n.WaitExit(short)
 	st, err := n.Runtime.PodSandboxStatus(n.Ctx(), &cri.PodSandboxStatusRequest{PodSandboxId: pod})
-	if err != nil || st.Timestamp <= 0 || len(st.ContainersStatuses) != 2 || st.ContainersStatuses[0].Id != long || st.ContainersStatuses[1].ExitCode != 3 {
-		t.Errorf("PodSandboxStatus = %v, %v, want a time and both containers", st, err)
+	if err != nil || st.Timestamp <= 0 || len(st.ContainersStatuses) != 2 || st.ContainersStatuses[1].Id != long || st.ContainersStatuses[0].ExitCode != 3 {
+		t.Errorf("PodSandboxStatus = %v, %v, want a time and both containers, the newest first", st, err)
 	}
 	n.RemovePod(pod)
 

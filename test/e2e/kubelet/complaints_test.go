@@ -31,6 +31,7 @@ var expected = []struct {
 	{regexp.MustCompile(`ExecSync cmd from runtime service failed.*code = Unavailable desc = exec in container \w+: exec: crid-monitor: the connection was lost`), "the test has killed the monitor during the call"},
 	{regexp.MustCompile(`code = Unavailable desc = error reading from server: (EOF|read unix @->\S*/crid\.sock: )`), "the test has ended crid during the call"},
 	{regexp.MustCompile(`Version from runtime service failed.*code = Canceled desc = context canceled`), "kubelet itself gave up: it ends a pod that it was synchronizing"},
+	{regexp.MustCompile(`Evented PLEG: received ContainerEventResponse with nil PodSandboxStatus`), "a sandbox that is gone has no status, as with other runtimes"},
 	// Pods that a test has refused, by their names.
 	{regexp.MustCompile(`kubelet_pods\.go.*Failed to prepare subPath for volumeMount of the container" containerName="refused"`), "the sub-path leads out of its volume"},
 	{regexp.MustCompile(`(PullImage from image service failed|Failed to pull image)".* image="registry\.k8s\.io/e2e/absent:1"`), "an image that no registry has"},
