@@ -65,10 +65,10 @@ type User struct {
 
 // container is a live container.
 type container struct {
-	id      config.ContainerID
-	sandbox *sandbox
-	config  config.Container
-	attempt // to make it; of a container read from a record it is over
+	id       config.ContainerID
+	sandbox  *sandbox
+	config   config.Container
+	*attempt // to make it; of a container read from a record it is over
 
 	mu     sync.Mutex      // the record lock: held for a write of the record, never across other calls
 	rec    containerRecord // +checklocks:mu
@@ -91,7 +91,7 @@ type container struct {
 	state  atomic.Pointer[ContainerState]  // of rec, for who does not hold mu
 }
 
-func newContainer(rec containerRecord, s *sandbox, a attempt) *container {
+func newContainer(rec containerRecord, s *sandbox, a *attempt) *container {
 	c := &container{id: rec.ID, sandbox: s, config: rec.Config, attempt: a, rec: rec, exited: make(chan struct{})}
 	c.publish()
 	c.told = c.happened()

@@ -98,7 +98,7 @@ func (m *Manager) admitContainer(ctx context.Context, s *sandbox, w config.Conta
 	return c, func() {
 		defer cancelTime()
 		defer cancel(nil)
-		defer close(c.done)
+		defer c.end()
 		defer unlock()
 		c.err = m.runCreate(containerContext(work, c), c)
 	}, nil

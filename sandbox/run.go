@@ -96,7 +96,7 @@ func (m *Manager) admitSandbox(ctx context.Context, w config.Sandbox) (s *sandbo
 	return s, func() {
 		defer cancelTime()
 		defer cancel(nil)
-		defer close(s.done)
+		defer s.end()
 		defer unlock()
 		s.err = m.run(work, s)
 	}, nil

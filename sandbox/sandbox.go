@@ -37,9 +37,9 @@ type SandboxStatus struct {
 
 // sandbox is a live sandbox.
 type sandbox struct {
-	id      config.SandboxID
-	config  config.Sandbox
-	attempt // to make it; of a sandbox read from a record it is over
+	id       config.SandboxID
+	config   config.Sandbox
+	*attempt // to make it; of a sandbox read from a record it is over
 
 	mu      sync.Mutex    // the record lock: held for a write of the record, never across other calls
 	rec     sandboxRecord // +checklocks:mu
@@ -60,20 +60,36 @@ type sandbox struct {
 // attempt is one try to make a sandbox or container. Whoever asks for the same
 // meanwhile waits for it.
 type attempt struct {
-	done   chan struct{} // closed when it is over
-	err    error         // why it failed; read after done
-	cancel context.CancelCauseFunc
+	done chan struct{} // closed when it is over
+	err  error         // why it failed; read after done
+	// stop is nil once it is over: it holds the context of the request, and that the
+	// buffers of the client's connection.
+	stop atomic.Pointer[context.CancelCauseFunc]
 }
 
-func newAttempt(cancel context.CancelCauseFunc) attempt {
-	return attempt{done: make(chan struct{}), cancel: cancel}
+func newAttempt(stop context.CancelCauseFunc) *attempt {
+	a := &attempt{done: make(chan struct{})}
+	a.stop.Store(&stop)
+	return a
 }
 
 // finished is the attempt of what was read from a record.
-func finished() attempt {
-	a := newAttempt(func(error) {})
-	close(a.done)
+func finished() *attempt {
+	a := &attempt{done: make(chan struct{})}
+	a.end()
 	return a
+}
+
+// cancel makes it end soon; nothing happens when it is over.
+func (a *attempt) cancel(cause error) {
+	if stop := a.stop.Load(); stop != nil {
+		(*stop)(cause)
+	}
+}
+
+func (a *attempt) end() {
+	a.stop.Store(nil)
+	close(a.done)
 }
 
 func (a *attempt) over() bool {
@@ -95,7 +111,7 @@ func (a *attempt) wait(ctx context.Context, what string) error {
 	}
 }
 
-func newSandbox(rec sandboxRecord, a attempt) *sandbox {
+func newSandbox(rec sandboxRecord, a *attempt) *sandbox {
 	s := &sandbox{id: rec.ID, config: rec.Config, attempt: a, rec: rec}
 	s.publish()
 	s.told = s.happened()
