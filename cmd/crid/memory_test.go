@@ -28,7 +28,9 @@ func TestWorkVerbs(t *testing.T) {
 	for _, service := range []grpc.ServiceDesc{v1.RuntimeService_ServiceDesc, v1.ImageService_ServiceDesc} {
 		for _, method := range service.Methods {
 			seen++
-			if work, read := has(workVerbs, method.MethodName), has(reads, method.MethodName); work == read {
+			work, read := has(workVerbs, method.MethodName), has(reads, method.MethodName)
+			read = read && method.MethodName != "ListPodSandboxMetrics" // the one that reads and leaves much
+			if work == read {
 				t.Errorf("%s: work is %v and reading is %v, want one of them", method.MethodName, work, read)
 			}
 		}
