@@ -80,10 +80,10 @@ func benchmarkFigures(b *testing.B, pods int) {
 			b.Fatal(err)
 		}
 		n.checkSamples(b, pods)
+		after, pss, _ = n.settled()
 		used := n.cpuTime()
 		<-time.After(idleWindow)
 		fmt.Printf("idle: %.2f ms of CPU each second\n", (n.cpuTime()-used).Seconds()*1000/idleWindow.Seconds())
-		after, pss, _ = n.settled()
 		fmt.Printf("after all questions: PSS %.1f MiB, private %.1f MiB, %.1f KiB for each pod\n",
 			float64(pss)/1024, float64(after)/1024, float64(after-before)/float64(pods))
 	}

@@ -43,7 +43,8 @@ func benchNode(b *testing.B) *Node {
 	}
 	dir := b.TempDir()
 	n := &Node{T: b, Dir: dir, Cgroup: "/crid-bench"}
-	conn, err := grpc.NewClient(*endpointFlag, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(*endpointFlag, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // kubelet's
 	if err != nil {
 		b.Fatal(err)
 	}
