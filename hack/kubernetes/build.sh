@@ -14,13 +14,16 @@ version=$(go list -C "$module" -m -f '{{.Version}}' k8s.io/kubernetes)
 key=$(cat "$module/go.mod" "$module/go.sum" "$module/build.sh" <(go version) | sha256sum | cut -c1-16)
 kept=${CRID_KUBELET_DIR:-/var/cache/crid-kubelet}/$version-$key
 
+mkdir -p "$(dirname "$kept")"
+# One build at a time on a machine; who waits then finds it made.
+exec 9>"$kept.lock"
+flock 9
 if [ ! -x "$kept" ]; then
 	say "building kubelet $version (some minutes, once)"
-	mkdir -p "$(dirname "$kept")"
-	# Renamed when it is whole: another build may run at the same time.
-	CGO_ENABLED=0 go build -C "$module" -trimpath -o "$kept.$$" \
-		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$version" k8s.io/kubernetes/cmd/kubelet
-	mv "$kept.$$" "$kept"
+	CGO_ENABLED=0 go build -C "$module" -trimpath -o "$kept.new" \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$version" k8s.io/kubernetes/cmd/kubelet 9>&-
+	mv "$kept.new" "$kept"
 fi
+exec 9>&-
 mkdir -p "$(dirname "$to")"
 ln -sf "$kept" "$to"
