@@ -34,7 +34,8 @@
 // A call that its client cancelled ends as Canceled; an RPC that crid does not
 // have, as Unimplemented (unimplemented.go). The text of an error is passed on
 // from its first letter, because kubelet looks there for RegistryUnavailable,
-// SignatureValidationFailed, RROUnsupported and ImageVolumeMountFailed.
+// SignatureValidationFailed, RROUnsupported and ImageVolumeMountFailed. With the
+// first two the code is Unknown, whatever the kind: kubelet sees them with no other.
 //
 // # Reading
 //

@@ -3,6 +3,8 @@ package cri
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -21,12 +23,20 @@ var code = [...]codes.Code{
 	errkind.Timeout:     codes.DeadlineExceeded,
 }
 
+// pullReasons are the words at the beginning of a pull's error that kubelet makes
+// the reason for which a container waits. It looks at the text without the code only
+// when the code is Unknown; any other stands before the text, and hides them.
+var pullReasons = []string{"RegistryUnavailable", "SignatureValidationFailed"}
+
 // codeOf is the gRPC code of an error. A client that cancelled its call is told
 // so, unless something with a kind of its own went wrong as well.
 func codeOf(err error) codes.Code {
 	var un *unimplementedError
 	if errors.As(err, &un) {
 		return codes.Unimplemented
+	}
+	if text := err.Error(); slices.ContainsFunc(pullReasons, func(r string) bool { return strings.HasPrefix(text, r+":") }) {
+		return codes.Unknown
 	}
 	kind := errkind.Of(err)
 	if kind == errkind.Other && errors.Is(err, context.Canceled) {
@@ -36,7 +46,7 @@ func codeOf(err error) codes.Code {
 }
 
 // toStatus turns an error into what gRPC sends. The text stays as it is from
-// its first letter: kubelet looks there for RegistryUnavailable and its like.
+// its first letter, where pullReasons are.
 func toStatus(err error) error {
 	if err == nil {
 		return nil

