@@ -234,7 +234,7 @@ func (s *Server) start(ctx context.Context, r monitor.StartRequest) (_ reply, er
 	if doom, err := os.ReadFile(filepath.Join(s.runtime.root, c.id, doomName)); err == nil {
 		c.fail()
 		_ = sys.PidfdSignal(c.pidfd, unix.SIGKILL)
-		return answer, errkind.New(errkind.Invalid, errors.New(string(doom)))
+		return answer, errkind.New(errkind.Invalid, errors.New(startText(string(doom))))
 	}
 	if c.status == nil {
 		return answer, errkind.Errorf(errkind.BadState, "container %s lost its start pipe, remove it", c.id)
@@ -263,7 +263,7 @@ func (s *Server) letExecute(c *container) error {
 	c.status = nil
 	if text != "" {
 		c.fail()
-		return errkind.Errorf(errkind.Invalid, "%s", trimText(text))
+		return errkind.Errorf(errkind.Invalid, "%s", startText(trimText(text)))
 	}
 	if n, _ := io.ReadFull(fifo, make([]byte, 1)); n == 0 {
 		return errkind.Errorf(errkind.BadState, "container %s: its first process died before it could execute the program", c.id)

@@ -53,6 +53,26 @@ func refusedValue(err error, prefix string, res *specs.LinuxResources) error {
 	return errkind.Errorf(errkind.Invalid, "%s%s: the kernel does not take the value: %w", prefix, field, err)
 }
 
+// startAdvice says what to look at when the kernel, or libcontainer in its words, does
+// not execute a program. Of two that fit, the first is meant.
+var startAdvice = []struct{ begin, end, advice string }{
+	{"exec: ", "executable file not found in $PATH", "the image has no such program; look at the container's command and at PATH"},
+	{"exec: ", "no such file or directory", "the image has no such program; look at the container's command and at the image's entry point"},
+	{"exec ", "no such file or directory", "the program is there, but its interpreter is not: what the first line of a script names, or the loader of a program that is not static"},
+	{"exec", "exec format error", "it is for another architecture, or a script without #! in its first line"},
+	{"exec", "permission denied", "the container's user may not execute it, or its mount has noexec"},
+}
+
+// startText is what the first process has said about its program, with advice.
+func startText(text string) string {
+	for _, a := range startAdvice {
+		if strings.HasPrefix(text, a.begin) && strings.HasSuffix(text, a.end) {
+			return text + "; " + a.advice
+		}
+	}
+	return text
+}
+
 // createError gives an error of libcontainer's create the field at fault, where it
 // is the request's fault. What its init says comes as text only.
 func createError(err error, spec *specs.Spec) error {

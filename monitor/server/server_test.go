@@ -32,12 +32,12 @@ func TestStartFailures(t *testing.T) {
 		args []string
 		want string // part of the error
 	}{
-		{"absent", []string{"/nope"}, `exec: "/nope": stat /nope: no such file or directory`},
-		{"not-in-path", []string{"nope"}, `exec: "nope": executable file not found in $PATH`},
+		{"absent", []string{"/nope"}, `exec: "/nope": stat /nope: no such file or directory; the image has no such program`},
+		{"not-in-path", []string{"nope"}, `exec: "nope": executable file not found in $PATH; the image has no such program`},
 		{"folder", []string{"/tmp"}, `exec: "/tmp": is a directory`},
-		{"not-executable", []string{"/etc/text"}, `exec: "/etc/text": permission denied`},
-		{"no-format", []string{"/etc/garbage"}, `exec /etc/garbage: exec format error`},
-		{"no-interpreter", []string{"/etc/script"}, `exec /etc/script: no such file or directory`},
+		{"not-executable", []string{"/etc/text"}, `exec: "/etc/text": permission denied; the container's user may not execute it`},
+		{"no-format", []string{"/etc/garbage"}, `exec /etc/garbage: exec format error; it is for another architecture`},
+		{"no-interpreter", []string{"/etc/script"}, `exec /etc/script: no such file or directory; the program is there`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			id := tt.name
