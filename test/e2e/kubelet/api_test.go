@@ -43,13 +43,18 @@ func (k *kubelet) get(path string) (string, error) {
 
 // pods are those that kubelet knows, with their statuses.
 func (k *kubelet) pods() ([]corev1.Pod, error) {
-	body, err := k.get("/pods")
-	if err != nil {
-		return nil, err
-	}
-	var list corev1.PodList
-	err = json.Unmarshal([]byte(body), &list)
-	return list.Items, err
+	// Subtests that wait at the same time share what one of them has asked for.
+	list, err, _ := k.asked.Do("pods", func() (any, error) {
+		body, err := k.get("/pods")
+		if err != nil {
+			return nil, err
+		}
+		var list corev1.PodList
+		err = json.Unmarshal([]byte(body), &list)
+		return list.Items, err
+	})
+	pods, _ := list.([]corev1.Pod)
+	return pods, err
 }
 
 // pod is one of them, by the name in its manifest.
@@ -68,22 +73,38 @@ func (k *kubelet) pod(name string) (*corev1.Pod, error) {
 // unless it says another.
 func (k *kubelet) run(name, spec string) {
 	k.t.Helper()
-	spec = strings.NewReplacer("DIR", k.Dir, "IMAGE", e2e.BusyboxRef).Replace(strings.Trim(spec, "\n"))
+	k.runWith(name, "", spec)
+}
+
+// runWith is run with YAML for the pod's metadata, beside its name and namespace.
+func (k *kubelet) runWith(name, metadata, spec string) {
+	k.t.Helper()
+	if !strings.Contains(spec, "terminationGracePeriodSeconds:") {
+		spec = strings.TrimRight(spec, "\n\t ") + "\nterminationGracePeriodSeconds: 1"
+	}
+	text := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata:\n  name: %s\n  namespace: %s\n%sspec:\n%s",
+		name, namespace, k.yaml(metadata), k.yaml(spec))
+	// Renamed, so that kubelet never reads half of it. The pods of one kubelet are started at once.
+	draft := k.path(name + ".yaml")
+	k.WriteFile(draft, text)
+	if err := os.Rename(draft, k.manifest(name)); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// yaml is a block of a manifest from a test's text, which is indented by tabs like its code.
+func (k *kubelet) yaml(spec string) string {
+	if spec == "" {
+		return ""
+	}
+	spec = strings.NewReplacer("DIR", k.Dir, "IMAGE", e2e.BusyboxRef).Replace(strings.TrimRight(strings.TrimLeft(spec, "\n"), "\n\t "))
 	lines := strings.Split(strings.ReplaceAll(spec, "\t", "  "), "\n")
 	// The indentation of the first line is the text's, not the manifest's.
 	indent := lines[0][:len(lines[0])-len(strings.TrimLeft(lines[0], " "))]
 	for i, l := range lines {
 		lines[i] = "  " + strings.TrimPrefix(l, indent)
 	}
-	if !strings.Contains(spec, "terminationGracePeriodSeconds:") {
-		lines = append(lines, "  terminationGracePeriodSeconds: 1")
-	}
-	manifest := fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata:\n  name: %s\n  namespace: %s\nspec:\n%s\n", name, namespace, strings.Join(lines, "\n"))
-	// Renamed, so that kubelet never reads half of it.
-	k.WriteFile(k.path("new.yaml"), manifest)
-	if err := os.Rename(k.path("new.yaml"), k.manifest(name)); err != nil {
-		k.t.Fatal(err)
-	}
+	return strings.Join(lines, "\n") + "\n"
 }
 
 func (k *kubelet) manifest(name string) string { return k.path("manifests", name+".yaml") }

@@ -40,6 +40,16 @@ var expected = []struct {
 	{regexp.MustCompile(`kuberuntime_manager\.go.*Unhandled Error.* in pod refused-`), "so that people see the refusal"},
 	{regexp.MustCompile(`pod_workers\.go.*Error syncing pod, skipping.* pod="default/refused-`), "so that people see the refusal"},
 	{regexp.MustCompile(`Missing actuated pod level resource record" pod="refused-`), "kubelet has one when a container of the pod was made"},
+	{regexp.MustCompile(`pod_workers\.go.*"Error syncing pod, skipping".*CrashLoopBackOff.*pod="default/(always|on-failure|refused|sidecars|shared-pid|liveness|hooks)-node"`), "containers of these pods are made to end"},
+	{regexp.MustCompile(`remote_runtime\.go.*"ExecSync cmd.*code = DeadlineExceeded desc = .*: it has not exited after \ds and was killed".*sleep 2000`), "this probe is made to take too long"},
+	{regexp.MustCompile(`remote_runtime\.go.*"ExecSync cmd.*code = FailedPrecondition desc = exec in container \w+: .*(ended before the command was started|is exited, ).*cmd=\["test",`), "a probe comes as its container ends; kubelet stops it later"},
+	{regexp.MustCompile(`(logging\.go.*grpc: addrConn\.createTransport|grpc\.go.*failed to connect grpc service due to timeout).*:8083"`), "a gRPC probe comes before the test's server listens, or after it has ended"},
+	{regexp.MustCompile(`kuberuntime_manager\.go.*"Unhandled Error" err="container \S+ start failed in pod refused-node_default`), "these containers cannot run"},
+	{regexp.MustCompile(`pod_workers\.go.*"Error syncing pod, skipping".*pod="default/refused-node"`), "these containers cannot run"},
+	{regexp.MustCompile(`(remote_image|kuberuntime_image)\.go.*(here\.test/e2e/unknown|down\.test/e2e/any):1`), "there is no such image, and no such registry"},
+	{regexp.MustCompile(`remote_runtime\.go.*"StartContainer.*exec: \\"(none|/bin/none|/etc/passwd)\\"`), "there is no such program"},
+	{regexp.MustCompile(`remote_runtime\.go.*"CreateContainer.*seccomp\.localhost_ref: no such file: \S*/none\.json`), "there is no such profile"},
+	{regexp.MustCompile(`kuberuntime_container\.go.*"Failed to execute PostStartHook".*no luck`), "this hook is made to fail"},
 }
 
 // removed is a complaint that a container is not there.

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/cridproject/crid/test/e2e"
 )
 
@@ -32,6 +34,7 @@ type kubelet struct {
 
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when cmd has been waited for
+	asked  *singleflight.Group
 }
 
 // options changes what newKubelet makes.
@@ -50,12 +53,19 @@ func newKubelet(t testing.TB, o options) *kubelet {
 	}
 	n := e2e.NewNode(t, e2e.NodeOptions{Config: o.crid})
 	n.Registry.Push("e2e/busybox:1", e2e.Busybox(t))
-	k := &kubelet{Node: n, t: t}
+	k := &kubelet{Node: n, t: t, asked: new(singleflight.Group)}
 	k.configure(o)
 	k.makeCgroup()
 	t.Cleanup(k.close)
 	k.start()
 	return k
+}
+
+// within is k in a subtest, which fails by itself.
+func (k *kubelet) within(t testing.TB) *kubelet {
+	sub, node := *k, *k.Node
+	node.T, sub.Node, sub.t = t, &node, t
+	return &sub
 }
 
 func (k *kubelet) path(parts ...string) string {

@@ -11,10 +11,17 @@
 package kubelet
 
 import (
+	"flag"
 	"os"
 	"testing"
 
 	"github.com/cridproject/crid/test/e2e"
 )
 
-func TestMain(m *testing.M) { os.Exit(e2e.Main(m, e2e.Apart)) }
+func TestMain(m *testing.M) {
+	// Subtests wait for one kubelet, whose pods make their way at the same time.
+	if err := flag.Set("test.parallel", "32"); err != nil {
+		panic(err)
+	}
+	os.Exit(e2e.Main(m, e2e.Apart))
+}

@@ -1,20 +1,141 @@
 package kubelet
 
-import "testing"
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestPods runs pods of every kind on one kubelet, at the same time: a subtest
+// writes its manifests, and asks kubelet and the containers what has become of them.
 func TestPods(t *testing.T) {
-	k := newKubelet(t, options{})
-	k.run("hello", `
-		containers:
-		- name: main
-			image: IMAGE
-			command: [sh, -c, "echo hello; sleep 1000"]
-	`)
-	k.await("hello", "is ready", ready)
-	if got := k.logs("hello", "main"); got != "hello\n" {
-		t.Errorf("log is %q", got)
+	k := newKubelet(t, options{
+		gates:   map[string]bool{"ContainerStopSignals": true},
+		kubelet: map[string]any{"registryPullQPS": 0}, // all of these pods come in one second
+	})
+	for _, tt := range []struct {
+		name string
+		test func(*kubelet)
+	}{
+		{"init containers and sidecars", (*kubelet).testSidecars},
+		{"init container fails", (*kubelet).testInitFails},
+		{"readiness", (*kubelet).testReadiness},
+		{"liveness", (*kubelet).testLiveness},
+		{"restart Always", (*kubelet).testAlways},
+		{"restart OnFailure", (*kubelet).testOnFailure},
+		{"restart Never", (*kubelet).testNever},
+		{"long termination messages", (*kubelet).testLongMessages},
+		{"hooks", (*kubelet).testHooks},
+		{"shared process namespace", (*kubelet).testSharedPID},
+		{"namespaces of the node", (*kubelet).testNodeNamespaces},
+		{"host ports", (*kubelet).testHostPorts},
+		{"names", (*kubelet).testNames},
+		{"security contexts", (*kubelet).testSecurity},
+		{"unmasked proc", (*kubelet).testUnmasked},
+		{"refused", (*kubelet).testRefused},
+		{"update and removal", (*kubelet).testUpdate},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tt.test(k.within(t))
+		})
 	}
-	if got := k.exec("hello", "main", "echo", "exec"); got != "exec\n" {
-		t.Errorf("exec says %q", got)
+}
+
+// says fails the test when a command in a container prints anything but want.
+func (k *kubelet) says(pod, container, want string, args ...string) {
+	k.t.Helper()
+	if got := k.exec(pod, container, args...); got != want {
+		k.t.Errorf("%q in container %s of pod %s says %q, want %q", args, container, pod, got, want)
 	}
+}
+
+func (k *kubelet) read(path string) string {
+	k.t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// steps are the lines that a pod's containers have written to a file of the node.
+func (k *kubelet) steps(file string) []string {
+	k.t.Helper()
+	return strings.Fields(k.read(k.path(file)))
+}
+
+// wantSteps compares them with what they must be, in this order.
+func (k *kubelet) wantSteps(file string, want ...string) {
+	k.t.Helper()
+	if got := k.steps(file); !slices.Equal(got, want) {
+		k.t.Errorf("%s holds the steps %q, want %q", file, got, want)
+	}
+}
+
+// awaitStep waits until a step has been made as the last one.
+func (k *kubelet) awaitStep(file, step string) {
+	k.t.Helper()
+	k.eventually(step+" in "+file, func() error {
+		b, err := os.ReadFile(k.path(file))
+		if !strings.HasSuffix(string(b), step+"\n") {
+			return fmt.Errorf("%q, %v", b, err)
+		}
+		return nil
+	})
+}
+
+// awaitContainer waits until ok holds for the status of one container and returns it.
+func (k *kubelet) awaitContainer(pod, name, what string, ok func(*corev1.ContainerStatus) bool) *corev1.ContainerStatus {
+	k.t.Helper()
+	p := k.await(pod, fmt.Sprintf("has a container %s that %s", name, what), func(p *corev1.Pod) bool {
+		c := container(p, name)
+		return c != nil && ok(c)
+	})
+	return container(p, name)
+}
+
+func running(c *corev1.ContainerStatus) bool { return c.State.Running != nil }
+
+// allRunning reports whether all containers of a pod run, init containers aside.
+func allRunning(p *corev1.Pod) bool {
+	return len(p.Status.ContainerStatuses) == len(p.Spec.Containers) &&
+		!slices.ContainsFunc(p.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool { return !running(&c) })
+}
+
+// sandboxes are the IDs of the sandboxes that crid has for a pod.
+func (k *kubelet) sandboxes(uid string) []string {
+	k.t.Helper()
+	r, err := k.Runtime.ListPodSandbox(k.Ctx(), &cri.ListPodSandboxRequest{
+		Filter: &cri.PodSandboxFilter{LabelSelector: map[string]string{"io.kubernetes.pod.uid": uid}},
+	})
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	var ids []string
+	for _, s := range r.Items {
+		ids = append(ids, s.Id)
+	}
+	return ids
+}
+
+// fetch is a page at an address of the node or of a pod.
+func fetch(address string) (string, error) {
+	r, err := client.Get("http://" + address)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s", address, r.Status)
+	}
+	b, err := io.ReadAll(r.Body)
+	return string(b), err
 }

@@ -1,0 +1,86 @@
+package kubelet
+
+import (
+	"fmt"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/cridproject/crid/test/e2e"
+)
+
+// testRefused runs containers that cannot run, and reads what a user does: the
+// reason and the message of each one's state.
+func (k *kubelet) testRefused() {
+	// Registries that are known to nobody else: of the machine itself, and at a port where nobody listens.
+	k.WriteFile(k.path("certs.d", "here.test", "hosts.toml"), fmt.Sprintf("server = %q\n", "http://"+k.Registry.Addr))
+	k.WriteFile(k.path("certs.d", "down.test", "hosts.toml"), "server = \"http://127.0.0.1:1\"\n")
+	k.Registry.Push("e2e/named-user:1", e2e.Image(k.t, v1.Config{User: "www", Cmd: []string{"sleep", "1000"}}, e2e.BusyboxLayer(k.t)))
+	k.run("refused", `
+		containers:
+		- name: unknown
+			image: here.test/e2e/unknown:1
+		- name: registry-down
+			image: down.test/e2e/any:1
+		- name: never
+			image: registry.k8s.io/e2e/never:1
+			imagePullPolicy: Never
+		- name: bad-name
+			image: "registry.k8s.io/UPPER/case:1"
+		- name: root
+			image: IMAGE
+			securityContext: {runAsNonRoot: true}
+		- name: named-user
+			image: registry.k8s.io/e2e/named-user:1
+			securityContext: {runAsNonRoot: true}
+		- name: no-command
+			image: IMAGE
+			command: [/bin/none, --serve]
+		- name: not-in-path
+			image: IMAGE
+			command: [none]
+		- name: not-executable
+			image: IMAGE
+			command: [/etc/passwd]
+		- name: no-profile
+			image: IMAGE
+			securityContext: {seccompProfile: {type: Localhost, localhostProfile: none.json}}
+		- name: hook
+			image: IMAGE
+			command: [sleep, "1000"]
+			lifecycle: {postStart: {exec: {command: [sh, -c, "echo no luck; exit 8"]}}}
+	`)
+	for _, want := range []struct {
+		container, reason string
+		message           []string // parts of it
+	}{
+		{"unknown", "ErrImagePull", []string{"image here.test/e2e/unknown:1", "404"}},
+		{"unknown", "ImagePullBackOff", []string{"here.test/e2e/unknown:1", "404"}},
+		{"registry-down", "RegistryUnavailable", []string{"down.test/e2e/any:1", "the registry is unavailable: ", "127.0.0.1:1"}},
+		{"never", "ErrImageNeverPull", []string{"registry.k8s.io/e2e/never:1"}},
+		{"bad-name", "InvalidImageName", []string{"registry.k8s.io/UPPER/case:1"}},
+		{"root", "CreateContainerConfigError", []string{"image will run as root"}},
+		{"named-user", "CreateContainerConfigError", []string{"non-numeric user (www)"}},
+		{"no-command", "RunContainerError", []string{`exec: "/bin/none": stat /bin/none: no such file or directory; the image has no such program`}},
+		{"not-in-path", "RunContainerError", []string{`exec: "none": executable file not found in $PATH; the image has no such program`}},
+		{"not-executable", "RunContainerError", []string{`exec: "/etc/passwd": permission denied; the container's user may not execute it`}},
+		{"no-profile", "CreateContainerError", []string{"seccomp.localhost_ref: no such file", k.path("kubelet", "seccomp", "none.json")}},
+		{"hook", "PostStartHookError", []string{"exited with 8", "no luck"}},
+	} {
+		c := k.awaitContainer("refused", want.container, "waits for "+want.reason, func(c *corev1.ContainerStatus) bool {
+			return c.State.Waiting != nil && c.State.Waiting.Reason == want.reason
+		})
+		for _, part := range want.message {
+			if !strings.Contains(c.State.Waiting.Message, part) {
+				k.t.Errorf("container %s waits for %s with %q, which does not say %q", want.container, want.reason, c.State.Waiting.Message, part)
+			}
+		}
+	}
+	// What crid has said stays in the status when kubelet tries again.
+	c := k.awaitContainer("refused", "no-command", "has a last state", func(c *corev1.ContainerStatus) bool { return c.LastTerminationState.Terminated != nil })
+	if last := c.LastTerminationState.Terminated; last == nil || last.Reason != "StartError" || last.ExitCode != 128 || !strings.Contains(last.Message, "/bin/none") {
+		k.t.Errorf("the last state of a container without a program is %v", last)
+	}
+	k.remove("refused")
+}
