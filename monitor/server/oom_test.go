@@ -1,6 +1,11 @@
 package server
 
-import "testing"
+import (
+	"os"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
 
 func TestOOMVictim(t *testing.T) {
 	const record = "3,1234,5000000,-;Memory cgroup out of memory: Killed process 42 (sh) total-vm:1kB, anon-rss:2kB"
@@ -43,6 +48,40 @@ func TestOOMCgroup(t *testing.T) {
 	} {
 		if got := oomCgroup([]byte(tt.record), tt.path); got != tt.want {
 			t.Errorf("%s: oomCgroup = %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// The kernel's log says what a cgroup would that is gone: of the container whose process
+// was killed, whether that was its first or a child, and not of its neighbour.
+func TestOOMInTheKernelsLog(t *testing.T) {
+	n := newNode(t)
+	if f, err := os.Open("/dev/kmsg"); err != nil {
+		t.Skipf("this machine does not show the kernel's log: %v", err)
+	} else {
+		_ = f.Close()
+	}
+	limit := int64(64 << 20)
+	for name, script := range map[string]string{
+		"logged-first": "x=y; while :; do x=$x$x; done",
+		"logged-child": "sh -c 'x=y; while :; do x=$x$x; done'; exit 3",
+	} {
+		spec := n.spec("sh", "-c", script)
+		spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit}
+		n.runSpec(name, spec)
+		c, err := n.server.table.container(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := n.exit(name); !e.OOMKilled {
+			t.Fatalf("%s: exit = %+v, want OOM killed", name, e)
+		}
+		path := c.cgroup.path()
+		if !oomKilledInLog(c.pid, c.began, path) {
+			t.Errorf("%s: the kernel's log does not say that a process of %s was killed", name, path)
+		}
+		if oomKilledInLog(1<<30, c.began, path+"-neighbour") {
+			t.Errorf("%s: the kernel's log says so of a neighbour", name)
 		}
 	}
 }

@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,6 +45,16 @@ func TestOOMReason(t *testing.T) {
 				t.Errorf("reason %q, code %d; want OOMKilled, %d", s.Reason, s.ExitCode, tt.code)
 			}
 		})
+	}
+	// A user has 128 inotify instances by default, and the monitor any number of containers.
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", n.MonitorPID()))
+	if err != nil || len(fds) == 0 {
+		t.Errorf("the monitor has %d descriptors, %v", len(fds), err)
+	}
+	for _, fd := range fds {
+		if what, _ := os.Readlink(fd); strings.Contains(what, "inotify") {
+			t.Errorf("the monitor has an inotify instance: %s", fd)
+		}
 	}
 	if err := syscall.Kill(n.containerPID(sibling), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
