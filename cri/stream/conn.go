@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -17,8 +18,11 @@ import (
 )
 
 // hungUpGrace is how long a client that has gone is written to, and what it has
-// sent before is read.
+// sent before is read; and how long one is waited for that was told the end.
 const hungUpGrace = 2 * time.Second
+
+// silence is how long nothing comes from a client that has nothing more to send.
+const silence = 50 * time.Millisecond
 
 // conn is a client's connection that knows when the client has gone. HTTP does
 // not tell once a connection has been taken over, and streams tell only those
@@ -30,6 +34,10 @@ type conn struct {
 	end   context.CancelCauseFunc // of the connection's context
 	of    *listener
 	place *list.Element // of.nobody's; guarded by its mu
+
+	sends   atomic.Bool // the client may be sending, and ends when it has the outcome
+	ending  atomic.Bool // nothing that comes is of use
+	closing sync.Mutex  // held by Close, also while the client is waited for
 }
 
 // errGone is the cause of a context that ended because its client has gone.
@@ -103,33 +111,72 @@ func connOf(ctx context.Context) *conn { return ctx.Value(connKey{}).(*conn) }
 // Read notices the end. A deadline is none: HTTP sets one to get its reader back.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if c.ending.Load() {
+		return 0, io.EOF
+	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.hangUp(fmt.Errorf("%w: %w", errGone, err))
 	}
 	return n, err
 }
 
-// Close is also what the protocols do to a client that is idle for too long.
+// Close is also what the protocols do to a client that is idle for too long. A
+// client of a session, unless it has gone, is waited for to end its side too.
 // Idempotent.
 func (c *conn) Close() error {
 	c.of.known(c)
-	c.hangUp(errGone)
+	c.closing.Lock()
+	defer c.closing.Unlock()
+	if c.hangUp(errGone) && c.taken.Load() {
+		c.linger()
+	}
 	if err := c.Conn.Close(); !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	return nil
 }
 
-// hangUp ends the connection's context. Who writes to it gets an error soon: a
-// client that has gone takes nothing, and may leave a writer waiting for ever.
-func (c *conn) hangUp(why error) {
-	if c.gone.Swap(true) {
+// linger tells the client the end and takes what it still sends. If something of it
+// were unread at Close, the kernel would send a reset, and the client would lose what
+// it has not yet taken: the end of the output, the exit code. A proxy, which kubelet is,
+// closes its own connection in that way when crid ends one: so a client that sends may
+// end it first.
+func (c *conn) linger() {
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok {
 		return
+	}
+	defer time.AfterFunc(hungUpGrace, func() { _ = tcp.Close() }).Stop()
+	c.ending.Store(true)
+	if c.sends.Load() {
+		_ = tcp.SetReadDeadline(time.Now()) // the protocol's reader leaves
+		for rest := make([]byte, 32<<10); ; {
+			_ = tcp.SetReadDeadline(time.Now().Add(silence))
+			if _, err := tcp.Read(rest); errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			} else if err != nil {
+				return
+			}
+		}
+		_ = tcp.SetReadDeadline(time.Time{})
+	}
+	if tcp.CloseWrite() == nil {
+		_, _ = io.Copy(io.Discard, tcp)
+	}
+}
+
+// hangUp ends the connection's context and reports whether it had not yet ended. Who
+// writes to it gets an error soon: a client that has gone takes nothing, and may leave
+// a writer waiting for ever.
+func (c *conn) hangUp(why error) bool {
+	if c.gone.Swap(true) {
+		return false
 	}
 	_ = c.limitWrites()
 	if c.end != nil {
 		c.end(why)
 	}
+	return true
 }
 
 func (c *conn) limitWrites() error { return c.Conn.SetWriteDeadline(time.Now().Add(hungUpGrace)) }

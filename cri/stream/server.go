@@ -258,6 +258,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	ctx := r.Context()
 	c := connOf(ctx)
 	s.listener.known(c)
+	// A WebSocket's client waits for the connection's end and not for the outcome.
+	c.sends.Store(req.wanted.Stdin && !isWebSocket(r))
 	x := &session{runtime: s.o.Runtime, request: req, idle: s.o.IdleTimeout, create: s.o.CreateTimeout}
 	defer x.work.Wait()
 	defer c.finish(ctx)
