@@ -24,7 +24,7 @@ var expected = []struct {
 	{regexp.MustCompile(`cgroup_manager_linux\.go.*kubepods\.slice/cpuset\.cpus: no such file`), "kubelet's own cgroup, before systemd gives it the controller"},
 	{regexp.MustCompile(`remote_(runtime|image)\.go.*code = Canceled desc = context canceled`), "a call that kubelet itself gives up as it ends"},
 	{regexp.MustCompile(`Failed to ensure process in container with oom score.*pid namespace of init process`), "of itself; on machines that hide init"},
-	{regexp.MustCompile(`upgradeaware\.go.*Error proxying data from client to backend.*readfrom tcp \S+: (unexpected EOF|read tcp 127\.0\.0\.1:10250->)`), "the test's client has hung up"},
+	{regexp.MustCompile(`upgradeaware\.go.*Error proxying data from .*: (unexpected EOF|(read|write) tcp 127\.0\.0\.1:10250->)`), "the test's client has hung up"},
 	{regexp.MustCompile(`ContainerStatus from runtime service failed.*code = Canceled desc = context canceled`), "the test's client does not follow a log any more"},
 	{regexp.MustCompile(`watcher\.go.*Failed to watch directory "/sys/fs/cgroup/.*: no such file or directory`), "cAdvisor has listed a cgroup that is gone when it watches it, also of other nodes' tests"},
 	{regexp.MustCompile(`oomparser\.go.*(error reading /dev/kmsg: read /dev/kmsg: broken pipe|exiting analyzeLines)`), "cAdvisor is slower than what the machine's kernel logs"},
