@@ -1,6 +1,10 @@
 package kubelet
 
-import corev1 "k8s.io/api/core/v1"
+import (
+	"os"
+
+	corev1 "k8s.io/api/core/v1"
+)
 
 // testHooks lets a liveness probe end each container, so that its last state tells
 // how it ended. Each writes its steps into a file of the node.
@@ -45,9 +49,9 @@ func (k *kubelet) testHooks() {
 			volumeMounts: *out
 		- name: sleep
 			image: IMAGE
-			command: [sh, -c, "trap 'echo term >>/out/sleep; exit 15' TERM; sleep 1000 & wait"]
+			command: [sh, -c, "trap 'echo term >>/out/sleep; echo sleep >>/out/order; exit 15' TERM; sleep 1000 & wait"]
 			lifecycle:
-				preStop: {sleep: {seconds: 1}}
+				preStop: {sleep: {seconds: 3}}
 			livenessProbe: *bad
 			volumeMounts: *out
 		- name: stubborn
@@ -56,7 +60,7 @@ func (k *kubelet) testHooks() {
 			- sh
 			- -c
 			- |
-				trap 'echo term >>/out/stubborn' TERM
+				trap 'echo term >>/out/stubborn; echo stubborn >>/out/order' TERM
 				until [ -e /out/quit ]; do sleep 0.1; done
 			livenessProbe:
 				exec: {command: [test, "!", -e, /tmp/bad]}
@@ -87,6 +91,13 @@ func (k *kubelet) testHooks() {
 	k.wantSteps("hooks/http", "GET", "leaving", "term")
 	k.wantSteps("hooks/sleep", "term")
 	k.wantSteps("hooks/stubborn", "term")
+
+	// All containers of a removed pod are ended at once, but for what their hooks do.
+	k.WriteFile(k.path("hooks", "order"), "")
+	if err := os.Remove(k.manifest("hooks")); err != nil {
+		k.t.Fatal(err)
+	}
+	k.awaitStep("hooks/order", "sleep")
+	k.wantSteps("hooks/order", "stubborn", "sleep")
 	k.WriteFile(k.path("hooks", "quit"), "")
-	k.remove("hooks")
 }

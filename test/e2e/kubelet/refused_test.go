@@ -2,7 +2,9 @@ package kubelet
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -51,10 +53,7 @@ func (k *kubelet) testRefused() {
 			command: [sleep, "1000"]
 			lifecycle: {postStart: {exec: {command: [sh, -c, "echo no luck; exit 8"]}}}
 	`)
-	for _, want := range []struct {
-		container, reason string
-		message           []string // parts of it
-	}{
+	missing := []waits{
 		{"unknown", "ErrImagePull", []string{"image here.test/e2e/unknown:1", "404"}},
 		{"unknown", "ImagePullBackOff", []string{"here.test/e2e/unknown:1", "404"}},
 		{"registry-down", "RegistryUnavailable", []string{"down.test/e2e/any:1", "the registry is unavailable: ", "127.0.0.1:1"}},
@@ -67,20 +66,35 @@ func (k *kubelet) testRefused() {
 		{"not-executable", "RunContainerError", []string{`exec: "/etc/passwd": permission denied; the container's user may not execute it`}},
 		{"no-profile", "CreateContainerError", []string{"seccomp.localhost_ref: no such file", k.path("kubelet", "seccomp", "none.json")}},
 		{"hook", "PostStartHookError", []string{"exited with 8", "no luck"}},
-	} {
-		c := k.awaitContainer("refused", want.container, "waits for "+want.reason, func(c *corev1.ContainerStatus) bool {
-			return c.State.Waiting != nil && c.State.Waiting.Reason == want.reason
-		})
-		for _, part := range want.message {
-			if !strings.Contains(c.State.Waiting.Message, part) {
-				k.t.Errorf("container %s waits for %s with %q, which does not say %q", want.container, want.reason, c.State.Waiting.Message, part)
-			}
-		}
 	}
+	// Some of them come and go with each of kubelet's tries.
+	k.await("refused", "has shown all reasons", func(p *corev1.Pod) bool {
+		missing = slices.DeleteFunc(missing, func(w waits) bool { return w.seen(k.t, container(p, w.container)) })
+		return len(missing) == 0
+	})
 	// What crid has said stays in the status when kubelet tries again.
 	c := k.awaitContainer("refused", "no-command", "has a last state", func(c *corev1.ContainerStatus) bool { return c.LastTerminationState.Terminated != nil })
 	if last := c.LastTerminationState.Terminated; last == nil || last.Reason != "StartError" || last.ExitCode != 128 || !strings.Contains(last.Message, "/bin/none") {
 		k.t.Errorf("the last state of a container without a program is %v", last)
 	}
 	k.remove("refused")
+}
+
+// waits is the state of a container that cannot run.
+type waits struct {
+	container, reason string
+	message           []string // parts of it
+}
+
+// seen reports whether c waits for the reason, and checks the message that comes with it.
+func (w waits) seen(t testing.TB, c *corev1.ContainerStatus) bool {
+	if c == nil || c.State.Waiting == nil || c.State.Waiting.Reason != w.reason {
+		return false
+	}
+	for _, part := range w.message {
+		if !strings.Contains(c.State.Waiting.Message, part) {
+			t.Errorf("container %s waits for %s with %q, which does not say %q", w.container, w.reason, c.State.Waiting.Message, part)
+		}
+	}
+	return true
 }
