@@ -9,9 +9,9 @@ import (
 
 // kubelet with evented PLEG hears of all that happens by crid's events: it lists all pods
 // at its start, when the stream of events ends, and once in five minutes, which is longer than
-// the test waits. What ends while crid is away it still learns.
+// the test waits. What ends while crid is away it still learns. Its lists come as streams.
 func TestEventedPLEG(t *testing.T) {
-	k := newKubelet(t, options{gates: map[string]bool{"EventedPLEG": true}})
+	k := newKubelet(t, options{service: true, gates: map[string]bool{"EventedPLEG": true, "CRIListStreaming": true}})
 	r := &restarts{kubelet: k}
 	r.runEnding("once", "Never")
 	r.runEnding("again", "Always")
@@ -43,6 +43,16 @@ func TestEventedPLEG(t *testing.T) {
 	r.end("later", pid)
 	k.Start()
 	r.await("later", "was restarted", restarted)
+	// Its socket was kept, as by systemd, so that one failure was all.
+	if got := k.own("kubelet_evented_pleg_connection_success_count"); got != 2 {
+		t.Errorf("kubelet has subscribed %v times, want twice", got)
+	}
+	if got := k.own("kubelet_evented_pleg_connection_error_count"); got != 1 {
+		t.Errorf("%v streams of events have ended, want one", got)
+	}
+	if log := k.Log(); !strings.Contains(log, `rpc="StreamPodSandboxes"`) || strings.Contains(log, `rpc="ListContainers"`) {
+		t.Error("kubelet's lists are not streams")
+	}
 }
 
 // restarted is true for a pod whose container main runs after one restart.

@@ -42,6 +42,7 @@ type options struct {
 	kubelet map[string]any    // fields of KubeletConfiguration, over the tests' own
 	gates   map[string]bool   // feature gates, over the tests' own
 	crid    map[string]string // section.key → TOML value
+	service bool              // crid is run as systemd runs it
 }
 
 // newKubelet makes a node with the image e2e.BusyboxRef in its registry and starts
@@ -51,7 +52,7 @@ func newKubelet(t testing.TB, o options) *kubelet {
 	if _, err := os.Stat(*kubeletFlag); err != nil {
 		t.Fatalf("no kubelet (%v): run hack/kubernetes/build.sh, or name the program with -kubelet", err)
 	}
-	n := e2e.NewNode(t, e2e.NodeOptions{Config: o.crid})
+	n := e2e.NewNode(t, e2e.NodeOptions{Config: o.crid, Service: o.service})
 	n.Registry.Push("e2e/busybox:1", e2e.Busybox(t))
 	k := &kubelet{Node: n, t: t, asked: new(singleflight.Group)}
 	k.configure(o)
