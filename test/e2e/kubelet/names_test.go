@@ -24,7 +24,7 @@ func (k *kubelet) testNames() {
 		dnsConfig:
 			nameservers: [192.0.2.53]
 			searches: [corp.example]
-			options: [{name: ndots, value: "3"}, {name: edns0}]
+			options: [{name: ndots, value: "3"}]
 		volumes:
 		- name: about
 			downwardAPI:
@@ -60,7 +60,7 @@ func (k *kubelet) testNames() {
 	p := k.await("names", "is ready", ready)
 	const full = "web.sub.default.svc.cluster.local"
 	k.says("names", "main", full+"\n", "hostname")
-	k.says("names", "main", "search corp.example\nnameserver 192.0.2.53\noptions ndots:3 edns0\n", "cat", "/etc/resolv.conf")
+	k.says("names", "main", "search corp.example\nnameserver 192.0.2.53\noptions ndots:3\n", "cat", "/etc/resolv.conf")
 	hosts := k.exec("names", "main", "cat", "/etc/hosts")
 	for _, line := range []string{"# Kubernetes-managed hosts file.\n", p.Status.PodIP + "\t" + full + "\tweb\n", "192.0.2.7\tdb.example\tdb\n"} {
 		if !strings.Contains(hosts, line) {
