@@ -48,7 +48,7 @@ var expected = []struct {
 	{regexp.MustCompile(`(logging\.go.*grpc: addrConn\.createTransport|grpc\.go.*failed to connect grpc service due to timeout).*:8083"`), "a gRPC probe comes before the test's server listens, or after it has ended"},
 	{regexp.MustCompile(`kuberuntime_manager\.go.*"Unhandled Error" err="container \S+ start failed in pod refused-node_default`), "these containers cannot run"},
 	{regexp.MustCompile(`pod_workers\.go.*"Error syncing pod, skipping".*pod="default/refused-node"`), "these containers cannot run"},
-	{regexp.MustCompile(`(remote_image|kuberuntime_image)\.go.*(here\.test/e2e/unknown|down\.test/e2e/any):1`), "there is no such image, and no such registry"},
+	{regexp.MustCompile(`(remote_image|kuberuntime_image)\.go.*(here\.test/e2e/unknown|down\.test/e2e/any|refused\.test/e2e/busybox):1`), "there is no such image, and no such registry; the policy refuses the third"},
 	{regexp.MustCompile(`remote_runtime\.go.*"StartContainer.*exec: \\"(none|/bin/none|/etc/passwd)\\"`), "there is no such program"},
 	{regexp.MustCompile(`remote_runtime\.go.*"CreateContainer.*seccomp\.localhost_ref: no such file: \S*/none\.json`), "there is no such profile"},
 	{regexp.MustCompile(`kuberuntime_container\.go.*"Failed to execute PostStartHook".*no luck`), "this hook is made to fail"},

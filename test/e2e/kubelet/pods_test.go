@@ -5,7 +5,9 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -16,7 +18,12 @@ import (
 // TestPods runs pods of every kind on one kubelet, at the same time: a subtest
 // writes its manifests, and asks kubelet and the containers what has become of them.
 func TestPods(t *testing.T) {
+	policy := filepath.Join(t.TempDir(), "policy.json")
+	if err := os.WriteFile(policy, []byte(signaturePolicy), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	k := newKubelet(t, options{
+		crid:    map[string]string{"images.signature_policy": strconv.Quote(policy)},
 		gates:   map[string]bool{"ContainerStopSignals": true},
 		kubelet: map[string]any{"registryPullQPS": 0}, // all of these pods come in one second
 	})

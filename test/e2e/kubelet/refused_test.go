@@ -12,12 +12,16 @@ import (
 	"github.com/cridproject/crid/test/e2e"
 )
 
+// signaturePolicy refuses the images of one registry.
+const signaturePolicy = `{"default": [{"type": "insecureAcceptAnything"}], "transports": {"docker": {"refused.test": [{"type": "reject"}]}}}`
+
 // testRefused runs containers that cannot run, and reads what a user does: the
 // reason and the message of each one's state.
 func (k *kubelet) testRefused() {
 	// Registries that are known to nobody else: of the machine itself, and at a port where nobody listens.
-	k.WriteFile(k.path("certs.d", "here.test", "hosts.toml"), fmt.Sprintf("server = %q\n", "http://"+k.Registry.Addr))
-	k.WriteFile(k.path("certs.d", "down.test", "hosts.toml"), "server = \"http://127.0.0.1:1\"\n")
+	for host, address := range map[string]string{"here.test": k.Registry.Addr, "refused.test": k.Registry.Addr, "down.test": "127.0.0.1:1"} {
+		k.WriteFile(k.path("certs.d", host, "hosts.toml"), fmt.Sprintf("server = %q\n", "http://"+address))
+	}
 	k.Registry.Push("e2e/named-user:1", e2e.Image(k.t, v1.Config{User: "www", Cmd: []string{"sleep", "1000"}}, e2e.BusyboxLayer(k.t)))
 	k.run("refused", `
 		containers:
@@ -25,6 +29,8 @@ func (k *kubelet) testRefused() {
 			image: here.test/e2e/unknown:1
 		- name: registry-down
 			image: down.test/e2e/any:1
+		- name: not-signed
+			image: refused.test/e2e/busybox:1
 		- name: never
 			image: registry.k8s.io/e2e/never:1
 			imagePullPolicy: Never
@@ -57,6 +63,7 @@ func (k *kubelet) testRefused() {
 		{"unknown", "ErrImagePull", []string{"image here.test/e2e/unknown:1", "404"}},
 		{"unknown", "ImagePullBackOff", []string{"here.test/e2e/unknown:1", "404"}},
 		{"registry-down", "RegistryUnavailable", []string{"down.test/e2e/any:1", "the registry is unavailable: ", "127.0.0.1:1"}},
+		{"not-signed", "SignatureValidationFailed", []string{"refused.test/e2e/busybox:1", "signature policy", "reject"}},
 		{"never", "ErrImageNeverPull", []string{"registry.k8s.io/e2e/never:1"}},
 		{"bad-name", "InvalidImageName", []string{"registry.k8s.io/UPPER/case:1"}},
 		{"root", "CreateContainerConfigError", []string{"image will run as root"}},

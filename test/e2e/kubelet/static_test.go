@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cridproject/crid/test/e2e"
 )
 
 // page is a pod that serves its version; its old self must have gone before the next one begins.
@@ -30,6 +32,7 @@ const page = `
 			echo VERSION >/www/version
 			httpd -f -p 80 -h /www & wait
 		lifecycle: {preStop: {exec: {command: [sh, -c, "echo stop-VERSION >>/out/steps"]}}}
+		ports: [{containerPort: 80, hostPort: 18082}]
 		readinessProbe:
 			httpGet: {path: /version, port: 80}
 			periodSeconds: 1
@@ -45,8 +48,10 @@ func (k *kubelet) testUpdate() {
 		p := k.await("page", "is ready in version "+version, func(p *corev1.Pod) bool {
 			return ready(p) && strings.Contains(p.Spec.Containers[0].Command[2], version)
 		})
-		if got, err := fetch(p.Status.PodIP + "/version"); got != version+"\n" {
-			k.t.Errorf("the page is %q, %v; want %s", got, err, version)
+		for _, address := range []string{p.Status.PodIP, e2e.NodeAddress + ":18082"} {
+			if got, err := fetch(address + "/version"); got != version+"\n" {
+				k.t.Errorf("the page at %s is %q, %v; want %s", address, got, err, version)
+			}
 		}
 		olds = append(olds, p)
 	}
