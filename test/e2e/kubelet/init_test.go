@@ -72,7 +72,7 @@ func (k *kubelet) testSidecars() {
 	`)
 	// Until its startup probe succeeds, a sidecar holds up what follows.
 	side := k.awaitContainer("sidecars", "side", "runs", running)
-	if side.Started == nil || *side.Started {
+	if started(side) {
 		k.t.Errorf("the sidecar is started before its startup probe has succeeded: %v", side)
 	}
 	k.awaitStep("sidecars/steps", "side")

@@ -111,6 +111,9 @@ func (k *kubelet) awaitContainer(pod, name, what string, ok func(*corev1.Contain
 
 func running(c *corev1.ContainerStatus) bool { return c.State.Running != nil }
 
+// started reports whether a container's startup probe, if it has one, has succeeded.
+func started(c *corev1.ContainerStatus) bool { return c.Started != nil && *c.Started }
+
 // allRunning reports whether all containers of a pod run, init containers aside.
 func allRunning(p *corev1.Pod) bool {
 	return len(p.Status.ContainerStatuses) == len(p.Spec.Containers) &&

@@ -210,14 +210,14 @@ func (k *kubelet) testLiveness() {
 	// A startup probe that fails ends its container; one that has not succeeded yet holds back liveness.
 	p := k.await("liveness", "has a container that was restarted twice", func(p *corev1.Pod) bool {
 		c := container(p, "stuck")
-		return allRunning(p) && c.RestartCount >= 2 && *container(p, "grpc").Started && *container(p, "http").Started && *container(p, "tcp").Started
+		return allRunning(p) && c.RestartCount >= 2 && started(container(p, "grpc")) && started(container(p, "http")) && started(container(p, "tcp"))
 	})
 	for _, c := range p.Status.ContainerStatuses {
 		if c.Name != "stuck" && c.RestartCount != 0 {
 			k.t.Errorf("container %s was restarted, though its probes succeed: %v", c.Name, c.LastTerminationState)
 		}
 	}
-	if *container(p, "starting").Started {
+	if started(container(p, "starting")) {
 		k.t.Error("a container is started before its startup probe has succeeded")
 	}
 
