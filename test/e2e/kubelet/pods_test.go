@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -71,6 +72,19 @@ func (k *kubelet) read(path string) string {
 		k.t.Fatal(err)
 	}
 	return string(b)
+}
+
+// wantEvent waits until kubelet has told an event with this text, as its log quotes it.
+func (k *kubelet) wantEvent(text string) {
+	k.t.Helper()
+	k.eventually("an event that says "+text, func() error {
+		for line := range strings.Lines(k.kubeletLog()) {
+			if strings.Contains(line, `"Event occurred"`) && strings.Contains(line, text) {
+				return nil
+			}
+		}
+		return errors.New("there is none")
+	})
 }
 
 // steps are the lines that a pod's containers have written to a file of the node.

@@ -123,6 +123,7 @@ func (k *kubelet) testReadiness() {
 			k.t.Errorf("container %s was restarted: %v", c.Name, c.LastTerminationState)
 		}
 	}
+	k.wantEvent(`Readiness probe failed: command timed out: \"sh -c [ -e /tmp/ready ] || sleep 2000\" timed out after 1s`)
 	k.remove("readiness")
 }
 
@@ -242,5 +243,6 @@ func (k *kubelet) testLiveness() {
 			k.t.Errorf("container %s has not ended by TERM: %v", c.Name, last)
 		}
 	}
+	k.wantEvent(`Liveness probe failed: command timed out: \"sh -c [ ! -e /tmp/bad ] || sleep 2000\" timed out after 5s`)
 	k.remove("liveness")
 }

@@ -84,6 +84,7 @@ func (k *kubelet) testRefused() {
 	if last := c.LastTerminationState.Terminated; last == nil || last.Reason != "StartError" || last.ExitCode != 128 || !strings.Contains(last.Message, "/bin/none") {
 		k.t.Errorf("the last state of a container without a program is %v", last)
 	}
+	k.wantEvent(`Error: start container ` + strings.TrimPrefix(c.LastTerminationState.Terminated.ContainerID, "crid://")[:13] + `: exec: \"/bin/none\": stat`)
 	k.remove("refused")
 }
 
