@@ -10,13 +10,13 @@
 #                                 e2e-systemd     test/e2e with that cgroup driver
 #                                 e2e-cgroupfs    those of test/e2e that have to do with
 #                                                 cgroups, with that driver
-#                                 kubelet         one pod's life with a kubelet, systemd driver
+#                                 kubelet         a few of test/e2e/kubelet, systemd driver
 #                               (default: all of them)
 #
 # Environment:
 #   CRID_VM_DIR       where the VM is kept (/var/cache/crid-vm)
 #   CRID_VM_RUN       tests to run in test/e2e, as for go test -run
-#   CRID_VM_KUBELET   the same for test/e2e/kubelet (TestHello)
+#   CRID_VM_KUBELET   the same for test/e2e/kubelet (those about cgroups and events)
 #   CRID_VM_KERNEL    uml-deb (default: Debian's ready-made kernel), uml or tcg;
 #                     see hack/vm/build-vm.sh
 #
@@ -119,7 +119,7 @@ in_vm() {
 		kernel) echo kernel ;;
 		e2e-cgroupfs) printf 'e2e cgroupfs %q\n' "${CRID_VM_RUN:-$cgroup_tests}" ;;
 		e2e-systemd) printf 'e2e systemd %q\n' "${CRID_VM_RUN:-.}" ;;
-		kubelet) printf 'kubelet %q\n' "${CRID_VM_KUBELET:-TestHello}" ;;
+		kubelet) printf 'kubelet %q\n' "${CRID_VM_KUBELET:-TestHello|TestEventedPLEG|TestFigures}" ;;
 		*) die "no such part: $part (kernel, e2e-cgroupfs, e2e-systemd, kubelet)" ;;
 		esac
 	done
