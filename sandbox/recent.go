@@ -35,11 +35,18 @@ func (r *recent) Usage(cgroup string, parts cgstat.Parts) (Usage, time.Time, err
 	r.mu.Lock()
 	r.expireLocked()
 	old, ok := r.usage[cgroup]
-	forgets := r.forgets
 	r.mu.Unlock()
 	if ok && old.parts&parts == parts {
 		return old.usage, old.at, nil
 	}
+	return r.read(cgroup, parts)
+}
+
+// read is Usage, as it is now.
+func (r *recent) read(cgroup string, parts cgstat.Parts) (Usage, time.Time, error) {
+	r.mu.Lock()
+	forgets := r.forgets
+	r.mu.Unlock()
 	u, err := r.figures.Usage(cgroup, parts)
 	if err != nil {
 		return Usage{}, time.Time{}, err

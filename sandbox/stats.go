@@ -103,16 +103,30 @@ func (m *Manager) containerStats(c *container, parts cgstat.Parts) (ContainerSta
 	if st == nil || st.State != ContainerRunning {
 		return ContainerStats{}, false
 	}
-	u, at, err := m.recent.Usage(cgroupOf(st.cgroupsPath), parts)
+	u, at, nanocores, err := m.usage(cgroupOf(st.cgroupsPath), parts, &c.cpu)
 	if err != nil {
 		m.noFigures(err, "container", string(c.id))
 		return ContainerStats{}, false
 	}
 	return ContainerStats{
-		Status: st, At: at, Usage: u,
-		CPUNanocores: c.cpu.sample(at, u.CPUNanoseconds),
-		Written:      m.o.Images.Written(string(c.id)),
+		Status: st, At: at, Usage: u, CPUNanocores: nanocores,
+		Written: m.o.Images.Written(string(c.id)),
 	}, true
+}
+
+// usage is what a cgroup uses, when that was read, and the rate of its CPU time. While
+// no rate is known it is read anew for everyone: kubelet then makes a rate of two
+// answers itself, and takes two of one time for an error.
+func (m *Manager) usage(cgroup string, parts cgstat.Parts, rate *cpuRate) (Usage, time.Time, Value, error) {
+	read := m.recent.Usage
+	if !rate.known() {
+		read = m.recent.read
+	}
+	u, at, err := read(cgroup, parts)
+	if err != nil {
+		return Usage{}, time.Time{}, Value{}, err
+	}
+	return u, at, rate.sample(at, u.CPUNanoseconds), nil
 }
 
 // SandboxStats is what the sandbox with the ID id, or one that begins so, uses.
@@ -201,10 +215,8 @@ func (m *Manager) sandboxStats(p pod) SandboxStats {
 		return s
 	}
 	if path != "" {
-		u, at, err := m.recent.Usage(path, cgstat.Tasks)
-		if err == nil {
-			s.At, s.Usage = at, u
-			s.CPUNanocores = p.sandbox.cpu.sample(s.At, u.CPUNanoseconds)
+		var err error
+		if s.Usage, s.At, s.CPUNanocores, err = m.usage(path, cgstat.Tasks, &p.sandbox.cpu); err == nil {
 			return s
 		}
 		m.noFigures(err, "sandbox", string(p.sandbox.id))
@@ -316,6 +328,13 @@ const (
 	minWindow = time.Second
 	maxWindow = 5 * time.Minute
 )
+
+// known reports whether the last sample had a rate.
+func (r *cpuRate) known() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.value.Known
+}
 
 // sample tells that used nanoseconds of CPU have been used by the time at. It returns
 // nanoseconds a second over the window since an earlier call that is minWindow

@@ -185,7 +185,7 @@ func TestSandboxStats(t *testing.T) {
 }
 
 // Who asks soon after another gets the same figures, with the time at which they were
-// read, unless limits have been changed or more is asked for.
+// read, unless limits have been changed, or more is asked for, or there is no rate yet.
 func TestStatsOfTheSameSecond(t *testing.T) {
 	n, clock := figuresNode(t)
 	pod, err := n.Manager.Run(t.Context(), sandboxtest.Pod("pod"))
@@ -218,6 +218,9 @@ func TestStatsOfTheSameSecond(t *testing.T) {
 		n.Figures.SetInterfaces(st.NetNS, sandbox.NetInterface{Name: "eth0", RxBytes: amount})
 	}
 	check("first", 1, read)
+	clock.add(time.Second)
+	read = clock.now()
+	check("when there is a rate", 1, read)
 	use(2)
 	clock.add(999 * time.Millisecond)
 	check("in the same second", 1, read)
