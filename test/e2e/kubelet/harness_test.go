@@ -31,6 +31,7 @@ type kubelet struct {
 	*e2e.Node
 	t      testing.TB
 	config map[string]any
+	flags  []string // over the configuration, for what it cannot say
 
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when cmd has been waited for
@@ -165,8 +166,10 @@ func (k *kubelet) launch() {
 		k.t.Fatal(err)
 	}
 	defer log.Close()
-	k.cmd = exec.Command(*kubeletFlag, "--config", k.path("kubelet.json"), "--root-dir", k.path("kubelet"),
-		"--hostname-override", nodeName, "--node-ip", e2e.NodeAddress, "--v", "4")
+	k.cmd = exec.Command(*kubeletFlag, append([]string{
+		"--config", k.path("kubelet.json"), "--root-dir", k.path("kubelet"),
+		"--hostname-override", nodeName, "--node-ip", e2e.NodeAddress, "--v", "4",
+	}, k.flags...)...)
 	k.cmd.Stdout, k.cmd.Stderr = log, log
 	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := k.cmd.Start(); err != nil {

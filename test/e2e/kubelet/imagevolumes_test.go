@@ -39,6 +39,7 @@ const imageVolumePod = `
 // mount by a name that CRI does not have.
 func (k *kubelet) imageVolume(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.await("image-volume", "is ready", ready)
 	got := k.sh("image-volume", "main", `cat /data/conf /deep/file; ls /deep; /data/tool
 		for d in /data /data/sub /deep; do touch $d/x 2>&1 | grep -o 'Read-only.*'; done`)
@@ -60,6 +61,7 @@ const missingImagePod = `
 
 func (k *kubelet) imageVolumeMissing(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.refused(t, "refused-image", "ErrImagePull", "ImagePullBackOff", "registry.k8s.io/e2e/absent:1")
 }
 
@@ -76,6 +78,7 @@ const missingImagePathPod = `
 
 func (k *kubelet) imageVolumePathMissing(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.refused(t, "refused-image-path", "CreateContainerError", "CreateContainerError", "sub/absent")
 }
 

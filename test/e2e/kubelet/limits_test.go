@@ -125,6 +125,7 @@ fi`
 // say, and what the pod's status reports as in force, which is crid's word.
 func (k *kubelet) containerLimits(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	p := k.await("burstable", "is ready", ready)
 	k.await("guaranteed", "is ready", ready)
 	k.await("best-effort", "is ready", ready)
@@ -168,6 +169,7 @@ func (k *kubelet) podCgroup(p *corev1.Pod, controller string) string {
 // limits there is theirs in sum, with the pod's overhead.
 func (k *kubelet) qosCgroups(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	for name, class := range map[string]corev1.PodQOSClass{
 		"burstable": corev1.PodQOSBurstable, "guaranteed": corev1.PodQOSGuaranteed, "best-effort": corev1.PodQOSBestEffort,
 	} {
@@ -206,6 +208,7 @@ func (k *kubelet) podMemory(name string) string {
 // podLevel: limits of the pod as a whole, which containers without their own have.
 func (k *kubelet) podLevel(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.await("pod-level", "is ready", ready)
 	if got, want := k.podMemory("pod-level"), "100663296"; got != want {
 		t.Errorf("the pod's memory limit is %s, want %s", got, want)
@@ -221,6 +224,7 @@ func (k *kubelet) podLevel(t *testing.T) {
 // each container. Where there is no such controller the containers run without.
 func (k *kubelet) hugePages(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.await("best-effort", "is ready", ready)
 	limits := strings.Fields(k.sh("best-effort", "main", `cd /sys/fs/cgroup
 		cat hugetlb.*.max hugetlb/hugetlb.[0-9]*B.limit_in_bytes 2>/dev/null || true`))
@@ -241,6 +245,7 @@ func (k *kubelet) hugePages(t *testing.T) {
 // lowest that there is, and run.
 func (k *kubelet) oomScore(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	lowest := k.lowestOOMScore(-997)
 	for pod, want := range map[string]string{"guaranteed": lowest, "node-critical": lowest, "best-effort": "1000"} {
 		k.await(pod, "is ready", ready)
@@ -262,6 +267,7 @@ func (k *kubelet) lowestOOMScore(score int) string {
 // oomKilled: the reason is the kernel's, which crid has counted.
 func (k *kubelet) oomKilled(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	p := k.await("oom", "has failed", failed)
 	if s := container(p, "main").State.Terminated; s == nil || s.Reason != "OOMKilled" || s.ExitCode != 137 {
 		t.Errorf("it ended with %+v, want OOMKilled and 137", s)
@@ -271,6 +277,7 @@ func (k *kubelet) oomKilled(t *testing.T) {
 // oomKilledChild: a kill that takes only a child is no end of the container.
 func (k *kubelet) oomKilledChild(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.eventually("the child has ended", func() error {
 		p := k.await("oom-child", "is ready", ready)
 		if c := container(p, "main"); c.RestartCount != 0 || c.State.Running == nil {
@@ -290,6 +297,7 @@ func (k *kubelet) oomKilledChild(t *testing.T) {
 // processes: no more than podPidsLimit in a pod.
 func (k *kubelet) processes(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.await("processes", "has failed", failed)
 	log := k.logs("processes", "main")
 	if !strings.Contains(log, "can't fork") || !strings.Contains(log, "\n30\n") || strings.Contains(log, "\n41\n") {

@@ -41,6 +41,7 @@ const usersPod = `
 // volumes have the owners that they would have without: inside, and on the host.
 func (k *kubelet) userNamespaces(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	const idsPerPod = 65536
 	firsts := map[int]string{}
 	for _, name := range []string{"users-a", "users-b"} {

@@ -110,6 +110,7 @@ const hostPathPod = `
 // on the host.
 func (k *kubelet) hostPath(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.await("host-path", "is ready", ready)
 	got := k.sh("host-path", "main", `cat /v/none/there /v/file; head -c 2 /v/char | od -An -tx1; stat -c %F /v/*
 		echo from inside | tee /v/dir/new /v/made/new /v/touched >/dev/null`)
@@ -149,6 +150,7 @@ const propagationPod = `
 // their end.
 func (k *kubelet) propagation(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.await("propagation", "is ready", ready)
 	inside := k.path("host", "prop", "inside")
 	if err := os.Mkdir(inside, 0o755); err != nil {
@@ -190,6 +192,7 @@ const readOnlyPod = `
 // and takes IfPossible for Disabled. What crid does when asked is shown below CRI.
 func (k *kubelet) readOnly(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	p := k.await("read-only", "is ready", ready)
 	got := k.sh("read-only", "main", `for d in top possible; do
 		touch /$d/x 2>/dev/null && echo $d is writable
@@ -225,6 +228,7 @@ const emptyDirPod = `
 // container's restart, gone with the pod.
 func (k *kubelet) emptyDir(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	p := k.await("empty-dir", "is ready", ready)
 	k.sh("empty-dir", "writer", "echo on disk >/disk/f; echo in memory >/memory/f")
 	if got := k.sh("empty-dir", "reader", "cat /disk/f /memory/f; touch /memory/g 2>&1"+
@@ -281,6 +285,7 @@ const subPathPod = `
 // in the container's next attempt.
 func (k *kubelet) subPath(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	k.await("sub-path", "is ready", ready)
 	const look = "cat /dir/c /etc/app.conf /own/f /whole/one/f; touch /etc/app.conf 2>&1 | grep -o Read-only"
 	const want = "deep\nkey=value\nown\none\nRead-only"
@@ -316,6 +321,7 @@ const escapePod = `
 // come to crid.
 func (k *kubelet) subPathEscape(t *testing.T) {
 	t.Parallel()
+	k = k.within(t)
 	p := k.await("refused-sub-path", "waits", func(p *corev1.Pod) bool {
 		c := container(p, "refused")
 		return c != nil && c.State.Waiting != nil && c.State.Waiting.Reason == "CreateContainerConfigError"

@@ -1,0 +1,346 @@
+package kubelet
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"google.golang.org/grpc"
+	corev1 "k8s.io/api/core/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cridproject/crid/internal/testutil"
+	"github.com/cridproject/crid/test/e2e"
+)
+
+// bulk is the size of the one file of an image that nobody uses.
+const bulk = 24 << 20
+
+// garbage is a node whose crid has a disk of its own.
+type garbage struct {
+	*kubelet
+	root  string // of crid
+	lists *heldLists
+}
+
+// What kubelet removes because it is not needed, or because the disk gets full: one
+// node, whose kubelet is started again with other thresholds for each part.
+func TestGarbage(t *testing.T) {
+	root := filepath.Join(testutil.PlainFS(t, "ext4"), "root")
+	g := garbage{root: root, kubelet: newKubelet(t, options{
+		crid:    map[string]string{"root": strconv.Quote(root), "images.pinned": `["registry.k8s.io/e2e/pinned"]`},
+		kubelet: map[string]any{"evictionHard": map[string]string{"memory.available": "1Mi"}},
+	})}
+	g.lists = g.holdLists()
+	g.pushDataImage()
+	g.run("uses", `
+		terminationGracePeriodSeconds: 1
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts: [{name: data, mountPath: /data}]
+		volumes:
+		- {name: data, image: {reference: registry.k8s.io/e2e/data:1}}
+	`)
+	g.run("restarts", `
+		terminationGracePeriodSeconds: 1
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sh, -c, "echo x >>/v/starts; test $(wc -l </v/starts) -lt 4 || exec sleep 1000"]
+			volumeMounts: [{name: v, mountPath: /v}]
+		volumes:
+		- {name: v, emptyDir: {}}
+	`)
+	g.await("uses", "is ready", ready)
+	for _, name := range []string{"pinned", "unused-1", "unused-2", "unused-3", "unused-4"} {
+		g.pull(name)
+	}
+	t.Run("Containers", func(t *testing.T) { g.in(t).containers() })
+	t.Run("Usage", func(t *testing.T) { g.in(t).usage() })
+	t.Run("ImagesByThreshold", func(t *testing.T) { g.in(t).imagesByThreshold() })
+	t.Run("ImagesByAge", func(t *testing.T) { g.in(t).imagesByAge() })
+	t.Run("DiskPressure", func(t *testing.T) { g.in(t).diskPressure() })
+	t.Run("MemoryPressure", func(t *testing.T) { g.in(t).memoryPressure() })
+}
+
+// in is g in a subtest. The process is the same one, whoever has started it.
+func (g *garbage) in(t *testing.T) *garbage {
+	sub := &garbage{root: g.root, lists: g.lists, kubelet: g.within(t)}
+	t.Cleanup(func() { g.cmd, g.exited = sub.cmd, sub.exited })
+	return sub
+}
+
+// pull brings an image that no pod uses.
+func (g *garbage) pull(name string) {
+	g.t.Helper()
+	// Each has bytes of its own that compress well.
+	data := []byte(strings.Repeat(name+"\n", bulk/(len(name)+1)))
+	g.Registry.Push("e2e/"+name+":1", e2e.Image(g.t, v1.Config{}, e2e.Layer(g.t, e2e.File{Path: "data", Mode: 0o644, Data: data})))
+	g.Pull("registry.k8s.io/e2e/" + name + ":1")
+}
+
+// restart starts kubelet anew with other fields in its configuration.
+func (g *garbage) restart(config map[string]any) {
+	g.t.Helper()
+	g.stop(syscall.SIGTERM)
+	maps.Copy(g.config, config)
+	g.saveConfig()
+	g.start()
+}
+
+// images are the names in crid's list, without registry and tag.
+func (g *garbage) images() []string {
+	g.t.Helper()
+	r, err := g.Images.ListImages(g.Ctx(), &cri.ListImagesRequest{})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	var names []string
+	for _, i := range r.Images {
+		names = append(names, strings.TrimSuffix(filepath.Base(i.RepoTags[0]), ":1"))
+	}
+	slices.Sort(names)
+	return names
+}
+
+// awaitImages waits until these are left beside those that are used or pinned, and
+// so many of the others.
+func (g *garbage) awaitImages(unused int) {
+	g.t.Helper()
+	g.eventually("images are removed", func() error {
+		names := g.images()
+		kept := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return strings.HasPrefix(n, "unused") })
+		if len(names)-len(kept) != unused {
+			return fmt.Errorf("there are %q, want %d that are not used", names, unused)
+		}
+		if want := []string{"busybox", "data", "pinned"}; !slices.Equal(kept, want) {
+			g.t.Fatalf("of those that are used or pinned %q are there, want %q", kept, want)
+		}
+		return nil
+	})
+}
+
+// collected checks how many images kubelet counts as removed since it was started.
+func (g *garbage) collected(reason string, want int) {
+	g.t.Helper()
+	line := fmt.Sprintf("kubelet_image_garbage_collected_total{reason=%q} %d\n", reason, want)
+	g.eventually("kubelet has counted", func() error {
+		body, err := g.get("/metrics")
+		if err == nil && !strings.Contains(body, line) {
+			err = fmt.Errorf("no %q", line)
+		}
+		return err
+	})
+}
+
+// imageFs is the disk of the images in kubelet's summary.
+type imageFs struct{ AvailableBytes, CapacityBytes, UsedBytes uint64 }
+
+func (g *garbage) imageFs() (imageFs, error) {
+	body, err := g.get("/stats/summary")
+	var s struct {
+		Node struct {
+			Runtime struct{ ImageFs, ContainerFs imageFs }
+		}
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &s)
+	}
+	if err == nil && s.Node.Runtime.ImageFs.CapacityBytes == 0 {
+		err = fmt.Errorf("no capacity in %+v", s)
+	}
+	return s.Node.Runtime.ImageFs, err
+}
+
+// disk is what statfs says of crid's.
+func (g *garbage) disk() (available, capacity int64) {
+	g.t.Helper()
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(g.root, &s); err != nil {
+		g.t.Fatal(err)
+	}
+	return int64(s.Bavail) * s.Bsize, int64(s.Blocks) * s.Bsize
+}
+
+// containers: of a container that restarts kubelet keeps the last attempt before
+// the one that runs, and its log.
+func (g *garbage) containers() {
+	g.await("restarts", "has restarted thrice", func(p *corev1.Pod) bool {
+		c := container(p, "main")
+		return c != nil && c.RestartCount == 3 && c.State.Running != nil
+	})
+	g.eventually("older attempts are gone", func() error {
+		r, err := g.Runtime.ListContainers(g.Ctx(), &cri.ListContainersRequest{
+			Filter: &cri.ContainerFilter{LabelSelector: map[string]string{"io.kubernetes.pod.name": "restarts-" + nodeName}},
+		})
+		if err != nil {
+			return err
+		}
+		var attempts []uint32
+		for _, c := range r.Containers {
+			attempts = append(attempts, c.Metadata.Attempt)
+		}
+		slices.Sort(attempts)
+		logs, err := filepath.Glob(g.path("pod-logs", namespace+"_restarts-*", "main", "*"))
+		for i := range logs {
+			logs[i] = filepath.Base(logs[i])
+		}
+		if !slices.Equal(attempts, []uint32{2, 3}) || !slices.Equal(logs, []string{"2.log", "3.log"}) {
+			return fmt.Errorf("there are attempts %d and logs %q (%v)", attempts, logs, err)
+		}
+		return nil
+	})
+}
+
+// usage: the summary has what the images take, as a walk finds it, on a disk of
+// the size that statfs says.
+func (g *garbage) usage() {
+	var layers uint64
+	seen := map[uint64]bool{} // inodes: busybox's applets are links
+	if err := filepath.WalkDir(filepath.Join(g.root, "layers"), func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		i, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if st := i.Sys().(*syscall.Stat_t); !seen[st.Ino] {
+			seen[st.Ino] = true
+			layers += uint64(st.Blocks) * 512
+		}
+		return nil
+	}); err != nil {
+		g.t.Fatal(err)
+	}
+	g.eventually("the summary has the disk of the images", func() error {
+		got, err := g.imageFs()
+		if err != nil {
+			return err
+		}
+		_, capacity := g.disk()
+		const slack = 1 << 20 // records, folders
+		if got.UsedBytes < layers-slack || got.UsedBytes > layers+slack || got.CapacityBytes != uint64(capacity) {
+			return fmt.Errorf("%+v; the layers have %d bytes, the disk %d", got, layers, capacity)
+		}
+		return nil
+	})
+}
+
+// imagesByThreshold: kubelet frees what is needed to get from above the high
+// threshold to the low one, by the sizes that crid says, and not more.
+func (g *garbage) imagesByThreshold() {
+	available, capacity := g.disk()
+	high := 100 - available*100/capacity
+	low := high
+	for capacity*(100-low)/100-available <= 2*bulk { // two images would do
+		low--
+	}
+	if capacity*(100-low)/100-available > 3*bulk {
+		g.t.Fatalf("a percent of %d bytes is more than an image", capacity)
+	}
+	// The age cannot be 0 in the configuration.
+	g.flags = []string{"--minimum-image-ttl-duration=0s"}
+	g.restart(map[string]any{
+		"imageServiceEndpoint":        "unix://" + g.lists.socket,
+		"imageGCHighThresholdPercent": high, "imageGCLowThresholdPercent": low,
+	})
+	g.eventually("the summary has the disk of the images", func() error { _, err := g.imageFs(); return err })
+	close(g.lists.first)
+	g.awaitImages(1)
+	g.collected("space", 3)
+	g.eventually("the disk is at the low threshold", func() error {
+		if now, _ := g.disk(); 100-now*100/capacity > low {
+			return fmt.Errorf("%d of %d bytes are free, want %d %%", now, capacity, 100-low)
+		}
+		return nil
+	})
+	close(g.lists.others)
+	g.lists.calls.Wait()
+	g.flags = nil
+	delete(g.config, "imageServiceEndpoint")
+}
+
+// heldLists is crid's image service, whose answers with the list of images come when
+// the test lets them. kubelet collects images at its start, when it does not know the
+// disk yet, and then after five minutes: it asks for the list first.
+type heldLists struct {
+	cri.UnimplementedImageServiceServer
+	crid          cri.ImageServiceClient
+	socket        string
+	asked         atomic.Int32
+	calls         sync.WaitGroup
+	first, others chan struct{}
+}
+
+func (g *garbage) holdLists() *heldLists {
+	g.t.Helper()
+	h := &heldLists{
+		crid: g.Images, socket: g.path("images.sock"),
+		first: make(chan struct{}), others: make(chan struct{}),
+	}
+	l, err := net.Listen("unix", h.socket)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	cri.RegisterImageServiceServer(s, h)
+	go func() { _ = s.Serve(l) }()
+	g.t.Cleanup(s.Stop)
+	return h
+}
+
+func (h *heldLists) ListImages(ctx context.Context, r *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
+	h.calls.Add(1)
+	defer h.calls.Done()
+	held := h.others
+	if h.asked.Add(1) == 1 {
+		held = h.first
+	}
+	select {
+	case <-held:
+	case <-ctx.Done():
+	}
+	return h.crid.ListImages(ctx, r)
+}
+
+func (h *heldLists) ImageStatus(ctx context.Context, r *cri.ImageStatusRequest) (*cri.ImageStatusResponse, error) {
+	return h.crid.ImageStatus(ctx, r)
+}
+
+func (h *heldLists) PullImage(ctx context.Context, r *cri.PullImageRequest) (*cri.PullImageResponse, error) {
+	return h.crid.PullImage(ctx, r)
+}
+
+func (h *heldLists) RemoveImage(ctx context.Context, r *cri.RemoveImageRequest) (*cri.RemoveImageResponse, error) {
+	return h.crid.RemoveImage(ctx, r)
+}
+
+func (h *heldLists) ImageFsInfo(ctx context.Context, r *cri.ImageFsInfoRequest) (*cri.ImageFsInfoResponse, error) {
+	return h.crid.ImageFsInfo(ctx, r)
+}
+
+// imagesByAge: at its start kubelet removes what has not been used for so long.
+func (g *garbage) imagesByAge() {
+	g.restart(map[string]any{
+		"imageMinimumGCAge": "1ns", "imageMaximumGCAge": "2ns",
+		"imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
+	})
+	g.awaitImages(0)
+	g.collected("age", 1)
+	g.config["imageMaximumGCAge"] = "0s"
+}

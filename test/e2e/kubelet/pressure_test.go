@@ -1,0 +1,99 @@
+package kubelet
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Pods are not evicted here: pods of files are critical for kubelet, and it does not
+// evict those. What is shown is all that it does with crid's figures until then: it
+// finds the pressure, collects what nobody uses, looks again, and ranks the pods.
+
+// logged waits for lines of kubelet's log, after a part of it.
+func (k *kubelet) logged(after int, lines ...string) {
+	k.t.Helper()
+	k.eventually("kubelet has logged what it does", func() error {
+		log := k.kubeletLog()[after:]
+		for _, l := range lines {
+			if !regexp.MustCompile(l).MatchString(log) {
+				return fmt.Errorf("no line has %q", l)
+			}
+		}
+		return nil
+	})
+}
+
+// diskPressure: too little room on the disk of the images. Those that nobody uses go,
+// and kubelet is content with what it finds then.
+func (g *garbage) diskPressure() {
+	for _, name := range []string{"unused-5", "unused-6"} {
+		g.pull(name)
+	}
+	before := len(g.kubeletLog())
+	available, _ := g.disk()
+	g.restart(map[string]any{"evictionHard": map[string]string{"imagefs.available": fmt.Sprint(available + bulk + bulk/2)}})
+	g.awaitImages(0)
+	g.collected("space", 2)
+	g.logged(before, `node conditions - observed" nodeCondition=\["DiskPressure"\]`, `able to reduce resource pressure without evicting pods`)
+	g.untouched("uses", 0)
+	g.untouched("restarts", 3)
+}
+
+// memoryPressure: kubelet ranks pods by how much more memory they use than they have
+// asked for, as crid says.
+func (g *garbage) memoryPressure() {
+	g.run("big", `
+		terminationGracePeriodSeconds: 1
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sh, -c, "dd if=/dev/zero of=/memory/f bs=1M count=60 && touch /ready && exec sleep 1000"]
+			readinessProbe: {exec: {command: [test, -e, /ready]}, periodSeconds: 1}
+			resources: {requests: {memory: 5Mi}}
+			volumeMounts: [{name: memory, mountPath: /memory}]
+		volumes:
+		- {name: memory, emptyDir: {medium: Memory}}
+	`)
+	g.run("modest", `
+		terminationGracePeriodSeconds: 1
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			resources: {requests: {memory: 20Mi}}
+	`)
+	for _, name := range []string{"big", "modest"} {
+		g.await(name, "is ready", ready)
+	}
+	before := len(g.kubeletLog())
+	// What is left of the machine for pods is one percent: all of these fit.
+	g.restart(map[string]any{"evictionHard": map[string]string{"memory.available": "99%"}})
+	g.logged(before,
+		`node conditions - observed" nodeCondition=\["MemoryPressure"\]`,
+		`attempting to reclaim" resourceName="memory"`,
+		`pods ranked for eviction" pods=\["default/big-node",("default/(uses|restarts)-node",){2}"default/modest-node"\]`,
+		`cannot evict a critical pod" pod="default/big-node"`,
+	)
+	g.eventually("kubelet counts", func() error {
+		body, err := g.get("/metrics")
+		if err == nil && !strings.Contains(body, `kubelet_eviction_stats_age_seconds_count{eviction_signal="memory.available"}`) {
+			err = fmt.Errorf("no age of the figures that it used")
+		}
+		return err
+	})
+	for name, restarts := range map[string]int32{"big": 0, "modest": 0, "uses": 0, "restarts": 3} {
+		g.untouched(name, restarts)
+	}
+}
+
+// untouched checks that the pod's container runs on.
+func (g *garbage) untouched(name string, restarts int32) {
+	g.t.Helper()
+	p := g.await(name, "is ready", ready)
+	if c := container(p, "main"); p.Status.Phase != corev1.PodRunning || c.RestartCount != restarts {
+		g.t.Errorf("%s is %s with %d restarts, want Running with %d", name, p.Status.Phase, c.RestartCount, restarts)
+	}
+}
