@@ -17,6 +17,7 @@ var expected = []struct {
 	{regexp.MustCompile(`csi_plugin\.go.*running in standalone mode`), "there is no API server"},
 	{regexp.MustCompile(`invalid capacity 0 on image filesystem`), "asked before kubelet's own cAdvisor has looked at the disks; at each start, with any runtime"},
 	{regexp.MustCompile(`Skipping pod synchronization.*may not have completed yet`), "at each start, before kubelet has asked the runtime"},
+	{regexp.MustCompile(`"Skipping pod synchronization" err="PLEG is not healthy: pleg has yet to be successful"`), "at a slow start, before kubelet has listed the pods for the first time"},
 	{regexp.MustCompile(`checkpoint is not found`), "the first start of a device manager"},
 	{regexp.MustCompile(`no imagefs label for configured runtime`), "kubelet knows such a label for CRI-O alone"},
 	{regexp.MustCompile(`conn\.go.*Error on socket receive.*use of closed network connection`), "kubelet ends a WebSocket of its own"},
