@@ -31,6 +31,8 @@ var expected = []struct {
 	{regexp.MustCompile(`oomparser\.go.*(error reading /dev/kmsg: read /dev/kmsg: broken pipe|exiting analyzeLines)`), "cAdvisor is slower than what the machine's kernel logs"},
 	{regexp.MustCompile(`kubelet_nodecache\.go.*failed to check if node is newer.*parsing \\"\\"`), "without an API server a node has no resource version"},
 	{regexp.MustCompile(`/crid\.sock: (connect: connection refused|connect: no such file or directory|read: connection reset by peer)`), "the test has ended crid"},
+	{regexp.MustCompile(`log_metrics\.go.*unable to find data in memory cache`), "asked before kubelet's own cAdvisor has looked at the disks; at each start, with any runtime"},
+	{regexp.MustCompile(`failed to receive streaming container event.*code = Unavailable desc = crid is ending`), "the test has ended crid"},
 	{regexp.MustCompile(`ExecSync cmd from runtime service failed.*code = Unavailable desc = exec in container \w+: exec: crid-monitor: the connection was lost`), "the test has killed the monitor during the call"},
 	{regexp.MustCompile(`code = Unavailable desc = error reading from server: (EOF|read unix @->\S*/crid\.sock: )`), "the test has ended crid during the call"},
 	{regexp.MustCompile(`unable to find data in memory cache|failed to get container info for \\"/[^"]*\\": unknown container`), "a test asks before kubelet's own cAdvisor has looked at the machine"},

@@ -24,7 +24,7 @@ import (
 // what ended of itself meanwhile is reported as it was, and restarted once.
 func TestRestarts(t *testing.T) {
 	k := newKubelet(t, options{})
-	r := &restarts{kubelet: k}
+	r := &restarts{kubelet: k, again: "again"}
 	r.run("web", `
 		containers:
 		- name: page
@@ -84,7 +84,8 @@ func (k *kubelet) step(name string, f func(*testing.T)) {
 type restarts struct {
 	*kubelet
 	web   map[string]string // of the pod web, as statuses has them
-	ended int               // times that the pod again was told to end
+	again string            // the pod that is told to end and is restarted
+	ended int               // how often
 	once  []string          // pods that have ended for good
 }
 
@@ -96,6 +97,7 @@ func (r *restarts) runEnding(name, policy string) {
 	r.WriteFile(r.path("end", ".keep"), "")
 	r.run(name, fmt.Sprintf(`
 		restartPolicy: %s
+		terminationGracePeriodSeconds: 0
 		containers:
 		- name: main
 			image: IMAGE
@@ -121,9 +123,12 @@ func (r *restarts) end(name, pid string) {
 func (r *restarts) whileDown(down, up func()) {
 	r.t.Helper()
 	once := fmt.Sprintf("once%d", len(r.once))
-	r.runEnding(once, "Never")
+	if _, err := r.pod(once); err != nil {
+		r.runEnding(once, "Never")
+	}
 	r.await(once, "is ready", ready)
-	pids := map[string]string{"again": r.pid("again"), once: r.pid(once)}
+	r.await(r.again, "is ready", ready)
+	pids := map[string]string{r.again: r.pid(r.again), once: r.pid(once)}
 	down()
 	for name, pid := range pids {
 		r.end(name, pid)
@@ -185,7 +190,18 @@ func (r *restarts) check(t *testing.T) {
 			t.Errorf("%s of the pod is %s, want %s as before", what, is, r.web[what])
 		}
 	}
-	again := r.await("again", fmt.Sprintf("was restarted %d times and is ready", r.ended), func(p *corev1.Pod) bool {
+	r.checkEnded(t)
+	r.probesGoOn(t)
+	if restarted := container(r.await(r.again, "is there", ready), "main").RestartCount; int(restarted) != r.ended {
+		t.Errorf("what ended %d times was restarted %d times", r.ended, restarted)
+	}
+	r.nothingTwice(t)
+}
+
+// checkEnded is check of the pods that have ended by themselves.
+func (r *restarts) checkEnded(t *testing.T) {
+	t.Helper()
+	again := r.await(r.again, fmt.Sprintf("was restarted %d times and is ready", r.ended), func(p *corev1.Pod) bool {
 		return ready(p) && int(container(p, "main").RestartCount) == r.ended
 	})
 	if last := container(again, "main").LastTerminationState.Terminated; r.ended > 0 && (last == nil || last.ExitCode != endCode || last.Reason != "Error") {
@@ -197,11 +213,6 @@ func (r *restarts) check(t *testing.T) {
 			t.Errorf("%s, which has ended while crid was down, is %v, want exit code %d, no restart", name, s, endCode)
 		}
 	}
-	r.probesGoOn(t)
-	if restarted := container(r.await("again", "is there", ready), "main").RestartCount; int(restarted) != r.ended {
-		t.Errorf("what ended %d times was restarted %d times", r.ended, restarted)
-	}
-	r.nothingTwice(t)
 }
 
 // statuses are what a restart around a pod may not change.

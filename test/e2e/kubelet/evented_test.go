@@ -1,76 +1,153 @@
 package kubelet
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 )
 
-// kubelet with evented PLEG hears of all that happens by crid's events: it lists all pods
-// at its start, when the stream of events ends, and once in five minutes, which is longer than
-// the test waits. What ends while crid is away it still learns. Its lists come as streams.
-func TestEventedPLEG(t *testing.T) {
-	k := newKubelet(t, options{service: true, gates: map[string]bool{"EventedPLEG": true, "CRIListStreaming": true}})
-	r := &restarts{kubelet: k}
-	r.runEnding("once", "Never")
-	r.runEnding("again", "Always")
-	r.runEnding("later", "Always")
-	for _, name := range []string{"once", "again", "later"} {
-		r.await(name, "is ready", ready)
-	}
-	r.end("once", r.pid("once"))
-	r.end("again", r.pid("again"))
-	if s := container(r.await("once", "has failed", failed), "main").State.Terminated; s == nil || s.ExitCode != endCode {
-		t.Errorf("what has ended is %v, want exit code %d", s, endCode)
-	}
-	r.await("again", "was restarted", restarted)
-	if got := k.own("kubelet_evented_pleg_connection_success_count"); got != 1 {
-		t.Errorf("kubelet has subscribed %v times, want once", got)
-	}
-	if got := k.own("kubelet_evented_pleg_connection_error_count"); got != 0 {
-		t.Errorf("%v streams of events have ended", got)
-	}
-	if got := k.own("kubelet_evented_pleg_connection_latency_seconds"); got < 16 {
-		t.Errorf("kubelet has heard of %v events; three pods and four containers were made and started, and two have ended", got)
-	}
-	if got := k.own("kubelet_pleg_relist_duration_seconds"); got != 1 {
-		t.Errorf("kubelet has listed all pods %v times, want at its start alone", got)
-	}
+// The names of kubelet's metrics of its evented PLEG.
+const (
+	subscribed = "kubelet_evented_pleg_connection_success_count"
+	broken     = "kubelet_evented_pleg_connection_error_count"
+	heard      = "kubelet_evented_pleg_connection_latency_seconds"
+	relists    = "kubelet_pleg_relist_duration_seconds"
+	discarded  = "kubelet_pleg_discard_events"
+)
 
-	pid := r.pid("later")
-	k.Kill9()
-	r.end("later", pid)
-	k.Start()
-	r.await("later", "was restarted", restarted)
-	// Its socket was kept, as by systemd, so that one failure was all.
-	if got := k.own("kubelet_evented_pleg_connection_success_count"); got != 2 {
-		t.Errorf("kubelet has subscribed %v times, want twice", got)
-	}
-	if got := k.own("kubelet_evented_pleg_connection_error_count"); got != 1 {
-		t.Errorf("%v streams of events have ended, want one", got)
-	}
-	if log := k.Log(); !strings.Contains(log, `rpc="StreamPodSandboxes"`) || strings.Contains(log, `rpc="ListContainers"`) {
-		t.Error("kubelet's lists are not streams")
-	}
-}
-
-// restarted is true for a pod whose container main runs after one restart.
-func restarted(p *corev1.Pod) bool { return ready(p) && container(p, "main").RestartCount == 1 }
-
-// own is a figure of kubelet's about itself, over all labels; of a histogram the count.
-func (k *kubelet) own(name string) float64 {
+// metric is a figure of kubelet's about itself, over all labels; of a histogram the count.
+func (k *kubelet) metric(family string) int {
 	k.t.Helper()
 	page, err := k.get("/metrics")
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	if !strings.Contains(page, name) {
-		k.t.Fatalf("kubelet has no metric %s", name)
+	if !strings.Contains(page, family) {
+		k.t.Fatalf("kubelet has no metric %s", family)
 	}
 	sum := 0.0
-	for _, s := range series(k.t, page, name) {
+	for _, s := range series(k.t, page, family) {
 		sum += s.value
 	}
-	return sum
+	return int(sum)
+}
+
+// A kubelet that hears of changes by crid's events lists everything once, at its
+// start, and sees all that happens to pods: also when crid ends and comes back, and
+// what has happened while it was away. Its lists come as streams.
+func TestEventedPLEG(t *testing.T) {
+	k := newKubelet(t, options{gates: map[string]bool{"EventedPLEG": true, "CRIListStreaming": true}, service: true})
+	r := &restarts{kubelet: k}
+	for i := range 3 {
+		r.runEnding(fmt.Sprintf("again%d", i), "Always")
+		r.runEnding(fmt.Sprintf("once%d", i), "Never")
+	}
+	counts := func(t *testing.T, ends int) {
+		t.Helper()
+		if n := k.metric(subscribed); n != 1+ends {
+			t.Errorf("kubelet has subscribed %d times, want %d", n, 1+ends)
+		}
+		// When a subscription breaks it lists too.
+		if n := k.metric(relists); n != 1+ends {
+			t.Errorf("kubelet has listed everything %d times, want %d", n, 1+ends)
+		}
+		if n := k.metric(discarded); n != 0 {
+			t.Errorf("%d events did not reach kubelet's pods", n)
+		}
+	}
+	// kubelet takes half a minute to make another pod of a static one: its workers wait
+	// for news that with events come every five seconds only.
+	const changing = `
+		terminationGracePeriodSeconds: 0
+		initContainers:
+		- name: init
+			image: IMAGE
+			command: ["true"]
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			env: [{name: VERSION, value: "NUMBER"}]
+	`
+	k.run("changes", strings.Replace(changing, "NUMBER", "1", 1))
+	first := k.await("changes", "is ready", ready)
+	k.run("changes", strings.Replace(changing, "NUMBER", "2", 1))
+	k.step("Death", func(t *testing.T) {
+		events := k.metric(heard)
+		r.again = "again0"
+		r.whileDown(func() {}, func() {})
+		r.checkEnded(t)
+		counts(t, 0)
+		if n := k.metric(heard); n <= events {
+			t.Error("kubelet has heard no event")
+		}
+	})
+	if err := os.Remove(k.manifest("again0")); err != nil {
+		t.Fatal(err)
+	}
+	for i, step := range []struct {
+		name string
+		down func()
+	}{{"CridKilled", k.Kill9}, {"CridUpgraded", k.Stop}} {
+		k.step(step.name, func(t *testing.T) {
+			r.again, r.ended = fmt.Sprintf("again%d", i+1), 0
+			r.whileDown(step.down, k.Start)
+			r.checkEnded(t)
+			events := k.metric(heard)
+			after := fmt.Sprintf("after%d", i)
+			r.runEnding(after, "Always")
+			r.await(after, "is ready", ready)
+			counts(t, i+1)
+			if n := k.metric(heard); n <= events {
+				t.Error("kubelet has heard no event of a new pod")
+			}
+		})
+	}
+	k.step("Changed", func(t *testing.T) {
+		k.await("changes", "is another pod", func(p *corev1.Pod) bool { return ready(p) && p.UID != first.UID })
+		if got := k.exec("changes", "main", "sh", "-c", "echo $VERSION"); got != "2\n" {
+			t.Errorf("the changed pod has version %q", got)
+		}
+	})
+	k.step("Removed", func(t *testing.T) {
+		k.eventually("the pod is gone", func() error { return k.gone("again0-" + nodeName) })
+		counts(t, 2)
+	})
+	if log := k.Log(); !strings.Contains(log, `rpc="StreamPodSandboxes"`) || strings.Contains(log, `rpc="ListContainers"`) {
+		t.Error("kubelet's lists are not streams")
+	}
+}
+
+// Where nothing keeps crid's socket, kubelet goes back to listing. It misses nothing.
+func TestEventedPLEGFallsBack(t *testing.T) {
+	k := newKubelet(t, options{gates: map[string]bool{"EventedPLEG": true}})
+	r := &restarts{kubelet: k, again: "again0"}
+	for _, name := range []string{"again0", "again1"} {
+		r.runEnding(name, "Always")
+	}
+	r.runEnding("once0", "Never")
+	r.runEnding("once1", "Never")
+	r.whileDown(k.Kill9, func() {
+		k.eventually("kubelet tries no more", func() error {
+			if n := k.metric(broken); n < 5 {
+				return fmt.Errorf("it has tried %d times", n)
+			}
+			return nil
+		})
+		k.Start()
+	})
+	r.checkEnded(t)
+	r.again, r.ended = "again1", 0
+	r.whileDown(func() {}, func() {})
+	r.checkEnded(t)
+	listed := k.metric(relists)
+	k.eventually("kubelet goes on listing", func() error {
+		if n := k.metric(relists); n < listed+2 {
+			return fmt.Errorf("%d times, after %d", n, listed)
+		}
+		return nil
+	})
 }
