@@ -95,10 +95,14 @@ func (k *kubelet) configure(o options) {
 		"cgroupRoot":               k.cgroupRoot(),
 		"oomScoreAdj":              0, // a lower one needs CAP_SYS_RESOURCE
 		"maxOpenFiles":             openFiles(k.t),
-		"clusterDNS":               []string{"10.96.0.10"},
-		"clusterDomain":            "cluster.local",
-		"crashLoopBackOff":         map[string]any{"maxContainerRestartPeriod": "1s"},
-		"featureGates":             gates,
+		// What the machine's disk has room for is not for the tests: kubelet would remove
+		// images of pods that are about to run.
+		"imageGCHighThresholdPercent": 100,
+		"evictionHard":                map[string]string{"memory.available": "1Mi"},
+		"clusterDNS":                  []string{"10.96.0.10"},
+		"clusterDomain":               "cluster.local",
+		"crashLoopBackOff":            map[string]any{"maxContainerRestartPeriod": "1s"},
+		"featureGates":                gates,
 	}
 	maps.Copy(k.config, o.kubelet)
 	k.config["featureGates"] = gates
