@@ -162,7 +162,7 @@ func (k *kubelet) podCgroup(p *corev1.Pod, controller string) string {
 	if _, err := os.Stat(root + "/cgroup.controllers"); err != nil {
 		root = filepath.Join(root, controller)
 	}
-	return filepath.Join(root, k.Cgroup, "kubepods", class, "pod"+string(p.Annotations["kubernetes.io/config.hash"]))
+	return filepath.Join(root, k.Cgroup, "kubepods", class, "pod"+p.Annotations["kubernetes.io/config.hash"])
 }
 
 // qosCgroups: kubelet's class is where crid has put the containers, and what kubelet

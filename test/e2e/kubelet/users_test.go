@@ -78,7 +78,7 @@ func (k *kubelet) userNamespaces(t *testing.T) {
 			}
 		}
 		// The volume's own files carry the ids that the pod sees: the mount into it translates.
-		dir := k.path("kubelet", "pods", string(p.Annotations["kubernetes.io/config.hash"]), "volumes", "kubernetes.io~empty-dir")
+		dir := k.path("kubelet", "pods", p.Annotations["kubernetes.io/config.hash"], "volumes", "kubernetes.io~empty-dir")
 		for file, uid := range map[string]uint32{"disk/root": 0, "disk/user": 1000, "memory/root": 0, "memory/user": 1000, "part/p/root": 0} {
 			var s syscall.Stat_t
 			if err := syscall.Stat(filepath.Join(dir, file), &s); err != nil || s.Uid != uid || s.Gid != 2000 {

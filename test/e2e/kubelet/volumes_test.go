@@ -249,7 +249,7 @@ func (k *kubelet) emptyDir(t *testing.T) {
 	if got := k.sh("empty-dir", "writer", "cat /disk/f /memory/f; wc -l </disk/starts"); got != "on disk\nin memory\n2" {
 		t.Errorf("after a restart the volumes hold %q", got)
 	}
-	dir := k.path("kubelet", "pods", string(p.Annotations["kubernetes.io/config.hash"]))
+	dir := k.path("kubelet", "pods", p.Annotations["kubernetes.io/config.hash"])
 	if _, err := os.Stat(filepath.Join(dir, "volumes", "kubernetes.io~empty-dir", "disk", "f")); err != nil {
 		t.Error(err)
 	}
