@@ -147,30 +147,36 @@ func (g *garbage) collected(reason string, want int) {
 	})
 }
 
-// imageFs is the disk of the images in kubelet's summary.
-type imageFs struct{ AvailableBytes, CapacityBytes, UsedBytes uint64 }
-
-func (g *garbage) imageFs() (imageFs, error) {
-	body, err := g.get("/stats/summary")
-	var s struct {
-		Node struct {
-			Runtime struct{ ImageFs, ContainerFs imageFs }
-		}
+// disks are those in kubelet's summary.
+type disks struct {
+	Node struct {
+		Fs      disk
+		Runtime struct{ ImageFs disk }
 	}
+	Pods []struct {
+		PodRef     struct{ Name string }
+		Containers []struct{ Rootfs disk }
+	}
+}
+
+type disk struct{ CapacityBytes, UsedBytes uint64 }
+
+func (g *garbage) disks() (s disks, err error) {
+	body, err := g.get("/stats/summary")
 	if err == nil {
 		err = json.Unmarshal([]byte(body), &s)
 	}
 	if err == nil && s.Node.Runtime.ImageFs.CapacityBytes == 0 {
 		err = fmt.Errorf("no capacity in %+v", s)
 	}
-	return s.Node.Runtime.ImageFs, err
+	return s, err
 }
 
-// disk is what statfs says of crid's.
-func (g *garbage) disk() (available, capacity int64) {
+// room is what statfs says of the disk that a folder is on.
+func (g *garbage) room(dir string) (available, capacity int64) {
 	g.t.Helper()
 	var s syscall.Statfs_t
-	if err := syscall.Statfs(g.root, &s); err != nil {
+	if err := syscall.Statfs(dir, &s); err != nil {
 		g.t.Fatal(err)
 	}
 	return int64(s.Bavail) * s.Bsize, int64(s.Blocks) * s.Bsize
@@ -206,12 +212,53 @@ func (g *garbage) containers() {
 	})
 }
 
-// usage: the summary has what the images take, as a walk finds it, on a disk of
-// the size that statfs says.
+// usage: the summary has what the images take, as a walk finds it, and what a
+// container has written, on disks of the size that statfs says.
 func (g *garbage) usage() {
-	var layers uint64
+	const written = 8 << 20
+	g.sh("uses", "main", "dd if=/dev/urandom of=/written bs=1M count=8 conv=fsync")
+	layers := g.walked("layers")
+	_, images := g.room(g.root)
+	_, node := g.room(g.Dir)
+	const slack = 1 << 20 // records, folders
+	near := func(got, want uint64) bool { return got >= want-slack && got <= want+slack }
+	g.eventually("the summary has the disks", func() error {
+		got, err := g.disks()
+		if err != nil {
+			return err
+		}
+		if fs := got.Node.Runtime.ImageFs; !near(fs.UsedBytes, layers) || fs.CapacityBytes != uint64(images) {
+			return fmt.Errorf("images: %+v; the layers have %d bytes, the disk %d", fs, layers, images)
+		}
+		if fs := got.Node.Fs; fs.CapacityBytes != uint64(node) {
+			return fmt.Errorf("the node: %+v, the disk has %d bytes", fs, node)
+		}
+		for _, p := range got.Pods {
+			if p.PodRef.Name == "uses-"+nodeName && len(p.Containers) == 1 && near(p.Containers[0].Rootfs.UsedBytes, written) {
+				return nil
+			}
+		}
+		return fmt.Errorf("what the container has written is not in %+v", got.Pods)
+	})
+	r, err := g.Images.ImageFsInfo(g.Ctx(), &cri.ImageFsInfoRequest{})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, fs := range []struct {
+		usage *cri.FilesystemUsage
+		want  uint64
+	}{{r.ImageFilesystems[0], layers}, {r.ContainerFilesystems[0], written}} {
+		if got := fs.usage; !near(got.UsedBytes.Value, fs.want) || got.FsId.Mountpoint != g.root {
+			g.t.Errorf("ImageFsInfo has %v, want about %d bytes at %s", got, fs.want, g.root)
+		}
+	}
+}
+
+// walked is what the files below a folder of crid's take, links once.
+func (g *garbage) walked(folder string) (total uint64) {
+	g.t.Helper()
 	seen := map[uint64]bool{} // inodes: busybox's applets are links
-	if err := filepath.WalkDir(filepath.Join(g.root, "layers"), func(_ string, d fs.DirEntry, err error) error {
+	if err := filepath.WalkDir(filepath.Join(g.root, folder), func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -221,30 +268,19 @@ func (g *garbage) usage() {
 		}
 		if st := i.Sys().(*syscall.Stat_t); !seen[st.Ino] {
 			seen[st.Ino] = true
-			layers += uint64(st.Blocks) * 512
+			total += uint64(st.Blocks) * 512
 		}
 		return nil
 	}); err != nil {
 		g.t.Fatal(err)
 	}
-	g.eventually("the summary has the disk of the images", func() error {
-		got, err := g.imageFs()
-		if err != nil {
-			return err
-		}
-		_, capacity := g.disk()
-		const slack = 1 << 20 // records, folders
-		if got.UsedBytes < layers-slack || got.UsedBytes > layers+slack || got.CapacityBytes != uint64(capacity) {
-			return fmt.Errorf("%+v; the layers have %d bytes, the disk %d", got, layers, capacity)
-		}
-		return nil
-	})
+	return total
 }
 
 // imagesByThreshold: kubelet frees what is needed to get from above the high
 // threshold to the low one, by the sizes that crid says, and not more.
 func (g *garbage) imagesByThreshold() {
-	available, capacity := g.disk()
+	available, capacity := g.room(g.root)
 	high := 100 - available*100/capacity
 	low := high
 	for capacity*(100-low)/100-available <= 2*bulk { // two images would do
@@ -259,12 +295,12 @@ func (g *garbage) imagesByThreshold() {
 		"imageServiceEndpoint":        "unix://" + g.lists.socket,
 		"imageGCHighThresholdPercent": high, "imageGCLowThresholdPercent": low,
 	})
-	g.eventually("the summary has the disk of the images", func() error { _, err := g.imageFs(); return err })
+	g.eventually("the summary has the disk of the images", func() error { _, err := g.disks(); return err })
 	close(g.lists.first)
 	g.awaitImages(1)
 	g.collected("space", 3)
 	g.eventually("the disk is at the low threshold", func() error {
-		if now, _ := g.disk(); 100-now*100/capacity > low {
+		if now, _ := g.room(g.root); 100-now*100/capacity > low {
 			return fmt.Errorf("%d of %d bytes are free, want %d %%", now, capacity, 100-low)
 		}
 		return nil

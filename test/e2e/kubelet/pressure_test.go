@@ -33,7 +33,7 @@ func (g *garbage) diskPressure() {
 		g.pull(name)
 	}
 	before := len(g.kubeletLog())
-	available, _ := g.disk()
+	available, _ := g.room(g.root)
 	g.restart(map[string]any{"evictionHard": map[string]string{"imagefs.available": fmt.Sprint(available + bulk + bulk/2)}})
 	g.awaitImages(0)
 	g.collected("space", 2)
