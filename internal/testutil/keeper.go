@@ -1,6 +1,7 @@
 package testutil
 
 import (
+	"context"
 	"errors"
 	"io"
 	"maps"
@@ -81,7 +82,7 @@ func (k *Keeper) Names() []string {
 // Command is one that executes a program of the service as systemd does, with what
 // is kept. The program has env beside this process's environment.
 func (k *Keeper) Command(env []string, program string, args ...string) *exec.Cmd {
-	cmd := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, program}, args...)...)
+	cmd := exec.CommandContext(context.Background(), "/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, program}, args...)...)
 	names := k.Names()
 	k.mu.Lock()
 	defer k.mu.Unlock()
