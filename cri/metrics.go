@@ -15,9 +15,10 @@ import (
 // the same names, help and units. Values of CRI are whole numbers, so seconds are
 // whole seconds, rounded down. What the kernel does not count is left out.
 
-// baseLabels come first in all metrics. In those of a pod, container is POD and
-// image is empty.
-var baseLabels = []string{"container", "id", "image", "namespace", "pod"}
+// baseLabels come first in all metrics. In those of a pod, container is POD and image is
+// empty. The name is the ID, as kubelet's own cAdvisor has it of containerd: dashboards
+// look for what has a name.
+var baseLabels = []string{"container", "id", "image", "name", "namespace", "pod"}
 
 // metric is one name with all that is shown under it.
 type metric struct {
@@ -82,7 +83,7 @@ func encodeSandboxMetrics(sm *sandbox.SandboxMetrics) *v1.PodSandboxMetrics {
 	pod := &sm.Status.Config
 	out := &v1.PodSandboxMetrics{PodSandboxId: string(sm.Status.ID)}
 	if n := sm.Network; n != nil {
-		base := []string{"POD", string(sm.Status.ID), "", pod.Namespace, pod.Name}
+		base := []string{"POD", string(sm.Status.ID), "", string(sm.Status.ID), pod.Namespace, pod.Name}
 		interfaces := n.Others
 		if n.Default != nil {
 			interfaces = slices.Concat([]sandbox.NetInterface{*n.Default}, n.Others)
@@ -101,7 +102,7 @@ func encodeSandboxMetrics(sm *sandbox.SandboxMetrics) *v1.PodSandboxMetrics {
 		if image == "" {
 			image = c.Status.Config.Image.Ref
 		}
-		base := []string{c.Status.Config.Name, string(c.Status.ID), image, pod.Namespace, pod.Name}
+		base := []string{c.Status.Config.Name, string(c.Status.ID), image, string(c.Status.ID), pod.Namespace, pod.Name}
 		cm := &v1.ContainerMetrics{ContainerId: string(c.Status.ID), Metrics: make([]*v1.Metric, 0, len(table))}
 		for i := range table {
 			if f := table[i].container; f != nil {

@@ -48,11 +48,11 @@ func TestMetrics(t *testing.T) {
 	for _, d := range d.Descriptors {
 		names = append(names, d.Name)
 		keys[d.Name] = d.LabelKeys
-		if d.Help == "" || len(d.LabelKeys) < 5 || !slices.Equal(d.LabelKeys[:5], []string{"container", "id", "image", "namespace", "pod"}) {
+		if d.Help == "" || len(d.LabelKeys) < 6 || !slices.Equal(d.LabelKeys[:6], []string{"container", "id", "image", "name", "namespace", "pod"}) {
 			t.Fatalf("descriptor %v has no help or not the common labels", d)
 		}
 		own := d.Name
-		if labels := d.LabelKeys[5:]; len(labels) > 0 {
+		if labels := d.LabelKeys[6:]; len(labels) > 0 {
 			own += "{" + strings.Join(labels, ",") + "}"
 		}
 		described = append(described, own)
@@ -95,17 +95,17 @@ func TestMetrics(t *testing.T) {
 		at           int64
 		kind         v1.MetricType
 	}{
-		{"container_network_receive_bytes_total", "POD p000  ns pod-p000 eth0", 1, 0, counter},
-		{"container_network_transmit_packets_dropped_total", "POD p000  ns pod-p000 eth0", 8, 0, counter},
-		{"container_cpu_user_seconds_total", "c p000-c0 busybox:1 ns pod-p000", 1, 0, counter},
-		{"container_cpu_cfs_throttled_seconds_total", "c p000-c0 busybox:1 ns pod-p000", 2, 0, counter},
-		{"container_cpu_usage_seconds_total", "c p000-c0 busybox:1 ns pod-p000 total", 0, 0, counter},
-		{"container_fs_usage_bytes", "c p000-c0 busybox:1 ns pod-p000 /dev/vda", 8, 77, gauge},
-		{"container_start_time_seconds", "c p000-c0 busybox:1 ns pod-p000", 5, 0, gauge},
-		{"container_last_seen", "c p000-c0 busybox:1 ns pod-p000", 9, 0, gauge},
-		{"container_spec_cpu_quota", "c p000-c0 busybox:1 ns pod-p000", 5000, 0, gauge},
-		{"container_spec_cpu_period", "c p000-c0 busybox:1 ns pod-p000", 100_000, 0, gauge},
-		{"container_ulimits_soft", "c p000-c0 busybox:1 ns pod-p000 max_open_files", 4, 0, gauge},
+		{"container_network_receive_bytes_total", "POD p000  p000 ns pod-p000 eth0", 1, 0, counter},
+		{"container_network_transmit_packets_dropped_total", "POD p000  p000 ns pod-p000 eth0", 8, 0, counter},
+		{"container_cpu_user_seconds_total", "c p000-c0 busybox:1 p000-c0 ns pod-p000", 1, 0, counter},
+		{"container_cpu_cfs_throttled_seconds_total", "c p000-c0 busybox:1 p000-c0 ns pod-p000", 2, 0, counter},
+		{"container_cpu_usage_seconds_total", "c p000-c0 busybox:1 p000-c0 ns pod-p000 total", 0, 0, counter},
+		{"container_fs_usage_bytes", "c p000-c0 busybox:1 p000-c0 ns pod-p000 /dev/vda", 8, 77, gauge},
+		{"container_start_time_seconds", "c p000-c0 busybox:1 p000-c0 ns pod-p000", 5, 0, gauge},
+		{"container_last_seen", "c p000-c0 busybox:1 p000-c0 ns pod-p000", 9, 0, gauge},
+		{"container_spec_cpu_quota", "c p000-c0 busybox:1 p000-c0 ns pod-p000", 5000, 0, gauge},
+		{"container_spec_cpu_period", "c p000-c0 busybox:1 p000-c0 ns pod-p000", 100_000, 0, gauge},
+		{"container_ulimits_soft", "c p000-c0 busybox:1 p000-c0 ns pod-p000 max_open_files", 4, 0, gauge},
 	} {
 		m := seen[test.name]
 		if m == nil {
