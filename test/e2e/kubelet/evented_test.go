@@ -41,10 +41,7 @@ func (k *kubelet) metric(family string) int {
 func TestEventedPLEG(t *testing.T) {
 	k := newKubelet(t, options{gates: map[string]bool{"EventedPLEG": true, "CRIListStreaming": true}, service: true})
 	r := &restarts{kubelet: k}
-	for i := range 3 {
-		r.runEnding(fmt.Sprintf("again%d", i), "Always")
-		r.runEnding(fmt.Sprintf("once%d", i), "Never")
-	}
+	r.runEndings(3)
 	counts := func(t *testing.T, ends int) {
 		t.Helper()
 		if n := k.metric(subscribed); n != 1+ends {
@@ -125,11 +122,7 @@ func TestEventedPLEG(t *testing.T) {
 func TestEventedPLEGFallsBack(t *testing.T) {
 	k := newKubelet(t, options{gates: map[string]bool{"EventedPLEG": true}})
 	r := &restarts{kubelet: k, again: "again0"}
-	for _, name := range []string{"again0", "again1"} {
-		r.runEnding(name, "Always")
-	}
-	r.runEnding("once0", "Never")
-	r.runEnding("once1", "Never")
+	r.runEndings(2)
 	r.whileDown(k.Kill9, func() {
 		k.eventually("kubelet tries no more", func() error {
 			if n := k.metric(broken); n < 5 {
@@ -150,4 +143,21 @@ func TestEventedPLEGFallsBack(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// runEndings runs pods for n calls of whileDown. Those that are still being started when
+// crid ends would be started again.
+func (r *restarts) runEndings(n int) {
+	r.t.Helper()
+	policies := map[string]string{"again": "Always", "once": "Never"}
+	for i := range n {
+		for name, policy := range policies {
+			r.runEnding(fmt.Sprint(name, i), policy)
+		}
+	}
+	for i := range n {
+		for name := range policies {
+			r.await(fmt.Sprint(name, i), "is ready", ready)
+		}
+	}
 }
