@@ -317,6 +317,7 @@ func (g *garbage) imagesByThreshold() {
 	})
 	g.flags = nil
 	delete(g.config, "imageServiceEndpoint")
+	g.restart(nil) // so that nobody asks the service when it ends
 }
 
 // collectsAtStart starts kubelet and reports whether it removes images. It collects at
