@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/cridproject/crid/internal/sys"
@@ -22,6 +23,7 @@ import (
 // FileDescriptorStoreMax): it keeps what the service sends, and passes it on to the
 // service's next process.
 type Keeper struct {
+	t    testing.TB
 	path string
 	conn *net.UnixConn
 	done chan struct{}
@@ -33,7 +35,7 @@ type Keeper struct {
 // NewKeeper listens on a socket in dir until t ends.
 func NewKeeper(t testing.TB, dir string) *Keeper {
 	t.Helper()
-	k := &Keeper{path: filepath.Join(dir, "notify"), kept: map[string]*os.File{}, done: make(chan struct{})}
+	k := &Keeper{t: t, path: filepath.Join(dir, "notify"), kept: map[string]*os.File{}, done: make(chan struct{})}
 	var err error
 	if k.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: k.path, Net: "unixgram"}); err != nil {
 		t.Fatal(err)
@@ -80,16 +82,43 @@ func (k *Keeper) Names() []string {
 }
 
 // Command is one that executes a program of the service as systemd does, with what
-// is kept. The program has env beside this process's environment.
+// is kept; the copies that it passes on are closed when t ends. The program has env beside
+// this process's environment.
 func (k *Keeper) Command(env []string, program string, args ...string) *exec.Cmd {
+	k.t.Helper()
 	cmd := exec.CommandContext(context.Background(), "/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, program}, args...)...)
 	names := k.Names()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, name := range names {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, k.kept[name])
+		f, err := dup(k.kept[name]) // which may be removed before the program starts
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		k.t.Cleanup(func() { _ = f.Close() })
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 	}
 	cmd.Env = append(append(os.Environ(), env...), "NOTIFY_SOCKET="+k.path,
 		"LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	return cmd
+}
+
+func dup(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var failed error
+	err = raw.Control(func(old uintptr) {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+		if fd, failed = syscall.Dup(int(old)); failed == nil {
+			syscall.CloseOnExec(fd)
+		}
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
