@@ -28,6 +28,8 @@ var expected = []struct {
 	{regexp.MustCompile(`Failed to ensure process in container with oom score.*pid namespace of init process`), "of itself; on machines that hide init"},
 	{regexp.MustCompile(`upgradeaware\.go.*Error proxying data from .*: (unexpected EOF|(read|write) tcp 127\.0\.0\.1:10250->)`), "the test's client has hung up"},
 	{regexp.MustCompile(`watcher\.go.*Failed to watch directory "/sys/fs/cgroup/.*: no such file or directory`), "cAdvisor has listed a cgroup that is gone when it watches it, also of other nodes' tests"},
+	{regexp.MustCompile(`container\.go.*Failed to update stats for container "/.*: no such file or directory`), "cAdvisor reads a cgroup that goes at that moment"},
+	{regexp.MustCompile(`manager\.go.*Failed to process watch event .*(no such file or directory|[Ee]rror finding container)`), "cAdvisor has heard of a cgroup that is gone when it looks"},
 	{regexp.MustCompile(`oomparser\.go.*(error reading /dev/kmsg: read /dev/kmsg: broken pipe|exiting analyzeLines)`), "cAdvisor is slower than what the machine's kernel logs"},
 	{regexp.MustCompile(`kubelet_nodecache\.go.*failed to check if node is newer.*parsing \\"\\"`), "without an API server a node has no resource version"},
 	{regexp.MustCompile(`/crid\.sock: (connect: connection refused|connect: no such file or directory|read: connection reset by peer)`), "the test has ended crid"},
