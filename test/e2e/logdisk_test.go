@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -27,11 +28,18 @@ func TestLogOnFullDisk(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = sys.Unmount(p.LogDirectory, sys.Detach) })
 	pod := n.RunPod(p)
-	c := n.ContainerConfig("main", "sh", "-c", "seq 100000; touch /tmp/written; until [ -e /tmp/go ]; do usleep 10000; done; echo again; exit 3")
+	const lines = 100000
+	c := n.ContainerConfig("main", "sh", "-c", fmt.Sprintf("seq %d; until [ -e /tmp/go ]; do usleep 10000; done; echo again; exit 3", lines))
 	id := n.Run(pod, p, c)
-	n.Exec(id, "sh", "-c", "until [ -e /tmp/written ]; do usleep 10000; done")
-	n.Eventually("the loss is counted", func() bool { return n.statusInfo().Monitor.LogDropped > 0 })
 	path := filepath.Join(p.LogDirectory, c.LogPath)
+	records := 0
+	for i := range lines {
+		records += len("2016-10-06T00:17:09.669794202Z stdout F ") + len(strconv.Itoa(i+1)) + len("\n")
+	}
+	n.Eventually("all is in the log or counted as lost", func() bool {
+		st, err := os.Stat(path)
+		return err == nil && int(st.Size())+int(n.statusInfo().Monitor.LogDropped) == records
+	})
 	// As kubelet makes room.
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
