@@ -27,16 +27,16 @@ var client = &http.Client{
 
 const server = "https://127.0.0.1:" + port
 
-// get is the body of an answer of kubelet's.
-func (k *kubelet) get(path string) (string, error) {
-	r, err := client.Get(server + path)
+// get is the body of an answer of kubelet's or of a pod's.
+func get(url string) (string, error) {
+	r, err := client.Get(url)
 	if err != nil {
 		return "", err
 	}
 	defer r.Body.Close()
 	b, err := io.ReadAll(r.Body)
 	if err == nil && r.StatusCode != http.StatusOK {
-		err = fmt.Errorf("GET %s: %s: %s", path, r.Status, b)
+		err = fmt.Errorf("GET %s: %s: %s", url, r.Status, b)
 	}
 	return string(b), err
 }
@@ -45,7 +45,7 @@ func (k *kubelet) get(path string) (string, error) {
 func (k *kubelet) pods() ([]corev1.Pod, error) {
 	// Subtests that wait at the same time share what one of them has asked for.
 	list, err, _ := k.asked.Do("pods", func() (any, error) {
-		body, err := k.get("/pods")
+		body, err := get(server + "/pods")
 		if err != nil {
 			return nil, err
 		}
@@ -190,7 +190,7 @@ func container(p *corev1.Pod, name string) *corev1.ContainerStatus {
 // logs is a container's log, from kubelet.
 func (k *kubelet) logs(name, container string) string {
 	k.t.Helper()
-	body, err := k.get(fmt.Sprintf("/containerLogs/%s/%s-%s/%s", namespace, name, nodeName, container))
+	body, err := get(server + fmt.Sprintf("/containerLogs/%s/%s-%s/%s", namespace, name, nodeName, container))
 	if err != nil {
 		k.t.Fatal(err)
 	}

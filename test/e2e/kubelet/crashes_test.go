@@ -232,7 +232,7 @@ func statuses(p *corev1.Pod) map[string]string {
 func (r *restarts) probesGoOn(t *testing.T) {
 	t.Helper()
 	count := func(kind, result string) float64 {
-		page, err := r.get("/metrics/probes")
+		page, err := get(server + "/metrics/probes")
 		if err != nil {
 			t.Fatal(err)
 		}

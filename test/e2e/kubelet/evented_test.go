@@ -21,7 +21,7 @@ const (
 // metric is a figure of kubelet's about itself, over all labels; of a histogram the count.
 func (k *kubelet) metric(family string) int {
 	k.t.Helper()
-	page, err := k.get("/metrics")
+	page, err := get(server + "/metrics")
 	if err != nil {
 		k.t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ type podUsage struct {
 
 // summary is a pod's part of kubelet's summary.
 func (k *kubelet) summary(pod string) (*podUsage, error) {
-	page, err := k.get("/stats/summary")
+	page, err := get(server + "/stats/summary")
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +99,7 @@ func TestFigures(t *testing.T) {
 
 // checkFamilies holds the page against what cAdvisor's users know.
 func checkFamilies(t *testing.T, k *kubelet) {
-	page, err := k.get("/metrics/cadvisor")
+	page, err := get(server + "/metrics/cadvisor")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -139,7 +139,7 @@ func (g *garbage) collected(reason string, want int) {
 	g.t.Helper()
 	line := fmt.Sprintf("kubelet_image_garbage_collected_total{reason=%q} %d\n", reason, want)
 	g.eventually("kubelet has counted", func() error {
-		body, err := g.get("/metrics")
+		body, err := get(server + "/metrics")
 		if err == nil && !strings.Contains(body, line) {
 			err = fmt.Errorf("no %q", line)
 		}
@@ -162,7 +162,7 @@ type disks struct {
 type disk struct{ CapacityBytes, UsedBytes uint64 }
 
 func (g *garbage) disks() (s disks, err error) {
-	body, err := g.get("/stats/summary")
+	body, err := get(server + "/stats/summary")
 	if err == nil {
 		err = json.Unmarshal([]byte(body), &s)
 	}

@@ -197,7 +197,7 @@ func (k *kubelet) start() {
 			k.t.Fatalf("kubelet ended before it served:\n%s", end(k.kubeletLog()))
 		default:
 		}
-		_, err := k.get("/healthz")
+		_, err := get(server + "/healthz")
 		return err
 	})
 }

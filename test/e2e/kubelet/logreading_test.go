@@ -22,7 +22,7 @@ func logURL(pod, name string, params ...string) string {
 	for i := 0; i < len(params); i += 2 {
 		q.Set(params[i], params[i+1])
 	}
-	return fmt.Sprintf("/containerLogs/%s/%s-%s/%s?%s", namespace, pod, nodeName, name, q.Encode())
+	return server + fmt.Sprintf("/containerLogs/%s/%s-%s/%s?%s", namespace, pod, nodeName, name, q.Encode())
 }
 
 // Logs by all that kubectl logs has a flag for.
@@ -59,7 +59,7 @@ func TestLogs(t *testing.T) {
 		t.Helper()
 		k := k.within(t)
 		k.eventually(fmt.Sprintf("the log of %s with %v is %q", name, params, text), func() error {
-			got, err := k.get(logURL(pod, name, params...))
+			got, err := get(logURL(pod, name, params...))
 			if err == nil && got != text {
 				err = fmt.Errorf("it is %q", end(got))
 			}
@@ -83,7 +83,7 @@ func TestLogs(t *testing.T) {
 	t.Run("Follow", func(t *testing.T) { testLogsFollow(t, k.within(t)) })
 	t.Run("Previous", func(t *testing.T) {
 		k := k.within(t)
-		if _, err := k.get(logURL("dies", "main", "previous", "true")); err == nil || !strings.Contains(err.Error(), "previous terminated container") {
+		if _, err := get(logURL("dies", "main", "previous", "true")); err == nil || !strings.Contains(err.Error(), "previous terminated container") {
 			t.Errorf("the previous log of a container that is the first = %v, want an error that says so", err)
 		}
 		follow := k.followLog("dies", "main")
@@ -103,7 +103,7 @@ func TestLogs(t *testing.T) {
 
 // testLogsSince takes the times of lines from timestamps.
 func testLogsSince(t *testing.T, k *kubelet) {
-	body, err := k.get(logURL("talks", "lines", "timestamps", "true"))
+	body, err := get(logURL("talks", "lines", "timestamps", "true"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,12 +129,12 @@ func testLogsSince(t *testing.T, k *kubelet) {
 		times[0].Add(-time.Second).UTC().Format(time.RFC3339): len(times),
 		now.Add(time.Hour).UTC().Format(time.RFC3339):         0,
 	} {
-		got, err := k.get(logURL("talks", "lines", "sinceTime", since))
+		got, err := get(logURL("talks", "lines", "sinceTime", since))
 		if err != nil || strings.Count(got, "\n") != want {
 			t.Errorf("since %s there are the lines %q, want %d; %v", since, got, want, err)
 		}
 	}
-	if got, err := k.get(logURL("talks", "lines", "sinceSeconds", "3600")); err != nil || strings.Count(got, "\n") != len(times) {
+	if got, err := get(logURL("talks", "lines", "sinceSeconds", "3600")); err != nil || strings.Count(got, "\n") != len(times) {
 		t.Errorf("of the last hour there are the lines %q, want all; %v", got, err)
 	}
 }
@@ -163,7 +163,7 @@ func (k *kubelet) followLog(pod, name string, params ...string) *following {
 	k.t.Helper()
 	ctx, stop := context.WithCancel(k.Ctx())
 	f := &following{stop: stop, done: make(chan error, 1)}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server+logURL(pod, name, append(params, "follow", "true")...), http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, logURL(pod, name, append(params, "follow", "true")...), http.NoBody)
 	if err != nil {
 		k.t.Fatal(err)
 	}

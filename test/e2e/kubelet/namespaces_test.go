@@ -71,7 +71,7 @@ func (k *kubelet) testNodeNamespaces() {
 		}
 		k.says("node-namespaces", "main", want+"\n", "readlink", "/proc/self/ns/"+ns)
 	}
-	if got, err := fetch(e2e.NodeAddress + ":18080/index.html"); got != "hello from a pod\n" {
+	if got, err := get("http://" + e2e.NodeAddress + ":18080/index.html"); got != "hello from a pod\n" {
 		k.t.Errorf("the pod's page is %q, %v", got, err)
 	}
 	name, err := os.Hostname()
@@ -116,7 +116,7 @@ func (k *kubelet) testHostPorts() {
 	`)
 	p := k.await("host-ports", "is ready", ready)
 	for _, address := range []string{e2e.NodeAddress + ":18081", p.Status.PodIP + ":80"} {
-		if got, err := fetch(address + "/index.html"); got != "hello from a pod\n" {
+		if got, err := get("http://" + address + "/index.html"); got != "hello from a pod\n" {
 			k.t.Errorf("the page at %s is %q, %v", address, got, err)
 		}
 	}

@@ -3,8 +3,6 @@ package kubelet
 import (
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -148,18 +146,4 @@ func (k *kubelet) sandboxes(uid string) []string {
 		ids = append(ids, s.Id)
 	}
 	return ids
-}
-
-// fetch is a page at an address of the node or of a pod.
-func fetch(address string) (string, error) {
-	r, err := client.Get("http://" + address)
-	if err != nil {
-		return "", err
-	}
-	defer r.Body.Close()
-	if r.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %s", address, r.Status)
-	}
-	b, err := io.ReadAll(r.Body)
-	return string(b), err
 }

@@ -78,7 +78,7 @@ func (g *garbage) memoryPressure() {
 		`cannot evict a critical pod" pod="default/big-node"`,
 	)
 	g.eventually("kubelet counts", func() error {
-		body, err := g.get("/metrics")
+		body, err := get(server + "/metrics")
 		if err == nil && !strings.Contains(body, `kubelet_eviction_stats_age_seconds_count{eviction_signal="memory.available"}`) {
 			err = fmt.Errorf("no age of the figures that it used")
 		}

@@ -49,7 +49,7 @@ func (k *kubelet) testUpdate() {
 			return ready(p) && strings.Contains(p.Spec.Containers[0].Command[2], version)
 		})
 		for _, address := range []string{p.Status.PodIP, e2e.NodeAddress + ":18082"} {
-			if got, err := fetch(address + "/version"); got != version+"\n" {
+			if got, err := get("http://" + address + "/version"); got != version+"\n" {
 				k.t.Errorf("the page at %s is %q, %v; want %s", address, got, err, version)
 			}
 		}

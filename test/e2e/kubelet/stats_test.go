@@ -3,7 +3,6 @@ package kubelet
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -50,13 +49,8 @@ func (k *kubelet) runBusy() *corev1.Pod {
 	k.t.Helper()
 	k.run("busy", busyPod)
 	p := k.await("busy", "is ready", ready)
-	r, err := client.Get("http://" + p.Status.PodIP + "/page")
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	defer r.Body.Close()
-	if n, err := io.Copy(io.Discard, r.Body); n != served || err != nil {
-		k.t.Fatalf("the page has %d bytes, want %d; %v", n, served, err)
+	if page, err := get("http://" + p.Status.PodIP + "/page"); len(page) != served || err != nil {
+		k.t.Fatalf("the page has %d bytes, want %d; %v", len(page), served, err)
 	}
 	return p
 }
@@ -82,7 +76,7 @@ func numbers(in any, path string, out map[string]float64) {
 
 // stats is what kubelet says of a pod and its node.
 func (k *kubelet) stats(pod string) (ofPod, ofNode map[string]float64, err error) {
-	body, err := k.get("/stats/summary")
+	body, err := get(server + "/stats/summary")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -198,7 +192,7 @@ func testSummary(t *testing.T, k *kubelet) {
 }
 
 func testResourceMetrics(t *testing.T, k *kubelet) {
-	page, err := k.get("/metrics/resource")
+	page, err := get(server + "/metrics/resource")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +238,7 @@ func of(all []sample, name string) (found []sample) {
 }
 
 func testContainerMetrics(t *testing.T, k *kubelet, p *corev1.Pod) {
-	page, err := k.get("/metrics/cadvisor")
+	page, err := get(server + "/metrics/cadvisor")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,7 +297,7 @@ func TestStatsOfCAdvisor(t *testing.T) {
 		t.Errorf("rootfs used = %.0f, want at least %d", v, written)
 	}
 	k.eventually("cAdvisor has seen the cgroup", func() error {
-		page, err := k.get("/metrics/cadvisor")
+		page, err := get(server + "/metrics/cadvisor")
 		if err != nil {
 			return err
 		}

@@ -265,7 +265,7 @@ func testAttach(t *testing.T, k *kubelet, transport string) {
 		}
 		// Its stdin has ended with its client, and so has it.
 		k.eventually("the container ends", func() error {
-			log, err := k.get(logURL(pod, "once", "previous", "true"))
+			log, err := get(logURL(pod, "once", "previous", "true"))
 			if err == nil && log != "all I say\nthe end\n" {
 				err = fmt.Errorf("its log is %q", log)
 			}
@@ -358,7 +358,7 @@ func testRun(t *testing.T, k *kubelet) {
 
 // /runningpods is what the runtime says that runs, by kubelet's names.
 func testRunningPods(t *testing.T, k *kubelet) {
-	body, err := k.get("/runningpods/")
+	body, err := get(server + "/runningpods/")
 	if err != nil {
 		t.Fatal(err)
 	}
