@@ -41,16 +41,21 @@ func get(url string) (string, error) {
 	return string(b), err
 }
 
+// getJSON decodes an answer of kubelet's.
+func getJSON(path string, into any) error {
+	body, err := get(server + path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(body), into)
+}
+
 // pods are those that kubelet knows, with their statuses.
 func (k *kubelet) pods() ([]corev1.Pod, error) {
 	// Subtests that wait at the same time share what one of them has asked for.
 	list, err, _ := k.asked.Do("pods", func() (any, error) {
-		body, err := get(server + "/pods")
-		if err != nil {
-			return nil, err
-		}
 		var list corev1.PodList
-		err = json.Unmarshal([]byte(body), &list)
+		err := getJSON("/pods", &list)
 		return list.Items, err
 	})
 	pods, _ := list.([]corev1.Pod)

@@ -1,7 +1,6 @@
 package kubelet
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -35,12 +34,8 @@ type podUsage struct {
 
 // summary is a pod's part of kubelet's summary.
 func (k *kubelet) summary(pod string) (*podUsage, error) {
-	page, err := get(server + "/stats/summary")
-	if err != nil {
-		return nil, err
-	}
 	var s struct{ Pods []podUsage }
-	if err := json.Unmarshal([]byte(page), &s); err != nil {
+	if err := getJSON("/stats/summary", &s); err != nil {
 		return nil, err
 	}
 	for i := range s.Pods {

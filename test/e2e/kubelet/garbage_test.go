@@ -2,7 +2,6 @@ package kubelet
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -162,10 +161,7 @@ type disks struct {
 type disk struct{ CapacityBytes, UsedBytes uint64 }
 
 func (g *garbage) disks() (s disks, err error) {
-	body, err := get(server + "/stats/summary")
-	if err == nil {
-		err = json.Unmarshal([]byte(body), &s)
-	}
+	err = getJSON("/stats/summary", &s)
 	if err == nil && s.Node.Runtime.ImageFs.CapacityBytes == 0 {
 		err = fmt.Errorf("no capacity in %+v", s)
 	}

@@ -1,7 +1,6 @@
 package kubelet
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -76,15 +75,11 @@ func numbers(in any, path string, out map[string]float64) {
 
 // stats is what kubelet says of a pod and its node.
 func (k *kubelet) stats(pod string) (ofPod, ofNode map[string]float64, err error) {
-	body, err := get(server + "/stats/summary")
-	if err != nil {
-		return nil, nil, err
-	}
 	var s struct {
 		Node map[string]any
 		Pods []map[string]any
 	}
-	if err := json.Unmarshal([]byte(body), &s); err != nil {
+	if err := getJSON("/stats/summary", &s); err != nil {
 		return nil, nil, err
 	}
 	ofPod, ofNode = map[string]float64{}, map[string]float64{}

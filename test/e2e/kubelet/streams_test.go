@@ -2,7 +2,6 @@ package kubelet
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -358,12 +357,8 @@ func testRun(t *testing.T, k *kubelet) {
 
 // /runningpods is what the runtime says that runs, by kubelet's names.
 func testRunningPods(t *testing.T, k *kubelet) {
-	body, err := get(server + "/runningpods/")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var list corev1.PodList
-	if err := json.Unmarshal([]byte(body), &list); err != nil {
+	if err := getJSON("/runningpods/", &list); err != nil {
 		t.Fatal(err)
 	}
 	running := make(map[string][]string)
