@@ -15,7 +15,7 @@ type usage struct {
 	Name   string
 	CPU    struct{ UsageCoreNanoSeconds uint64 }
 	Memory struct{ WorkingSetBytes, RSSBytes, AvailableBytes uint64 }
-	Rootfs struct{ UsedBytes, CapacityBytes uint64 }
+	Rootfs disk
 }
 
 type podUsage struct {
@@ -115,10 +115,7 @@ func checkFamilies(t *testing.T, k *kubelet) {
 		if strings.HasPrefix(name, "container_network_") {
 			who = "POD"
 		}
-		mine := slices.DeleteFunc(samples(f), func(s sample) bool {
-			return s.labels["pod"] != "figures-"+nodeName || s.labels["namespace"] != namespace || s.labels["container"] != who || s.labels["id"] == ""
-		})
-		if len(mine) == 0 {
+		if !slices.ContainsFunc(of(samples(f), "figures", who), func(s sample) bool { return s.labels["id"] != "" }) {
 			t.Errorf("%s has no series of the pod's %s", name, who)
 		}
 	}

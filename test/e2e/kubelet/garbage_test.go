@@ -152,17 +152,13 @@ type disks struct {
 		Fs      disk
 		Runtime struct{ ImageFs disk }
 	}
-	Pods []struct {
-		PodRef     struct{ Name string }
-		Containers []struct{ Rootfs disk }
-	}
+	Pods []podUsage
 }
 
 type disk struct{ CapacityBytes, UsedBytes uint64 }
 
 func (g *garbage) disks() (s disks, err error) {
-	err = getJSON("/stats/summary", &s)
-	if err == nil && s.Node.Runtime.ImageFs.CapacityBytes == 0 {
+	if err = getJSON("/stats/summary", &s); err == nil && s.Node.Runtime.ImageFs.CapacityBytes == 0 {
 		err = fmt.Errorf("no capacity in %+v", s)
 	}
 	return s, err

@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -52,4 +53,11 @@ func samples(f *dto.MetricFamily) []sample {
 		found = append(found, s)
 	}
 	return found
+}
+
+// of are those that are of a pod's container.
+func of(all []sample, pod, container string) []sample {
+	return slices.DeleteFunc(all, func(s sample) bool {
+		return s.labels["pod"] != pod+"-"+nodeName || s.labels["namespace"] != namespace || s.labels["container"] != container
+	})
 }

@@ -222,16 +222,6 @@ func testResourceMetrics(t *testing.T, k *kubelet) {
 	}
 }
 
-// of are those of the series of a family that are of a container of the pod.
-func of(all []sample, name string) (found []sample) {
-	for _, s := range all {
-		if s.labels["pod"] == "busy-"+nodeName && s.labels["namespace"] == namespace && s.labels["container"] == name {
-			found = append(found, s)
-		}
-	}
-	return found
-}
-
 func testContainerMetrics(t *testing.T, k *kubelet, p *corev1.Pod) {
 	page, err := get(server + "/metrics/cadvisor")
 	if err != nil {
@@ -249,7 +239,7 @@ func testContainerMetrics(t *testing.T, k *kubelet, p *corev1.Pod) {
 			network_transmit_bytes_total network_transmit_errors_total network_transmit_packets_dropped_total network_transmit_packets_total`,
 	} {
 		for _, family := range strings.Fields(families) {
-			found := of(samples(all["container_"+family]), name)
+			found := of(samples(all["container_"+family]), "busy", name)
 			if len(found) == 0 {
 				t.Errorf("there is no container_%s of %s", family, name)
 				continue
@@ -265,11 +255,11 @@ func testContainerMetrics(t *testing.T, k *kubelet, p *corev1.Pod) {
 		"fs_usage_bytes": {written, 4 * written}, "spec_cpu_quota": {100000, 100000}, "processes": {3, 20}, "oom_events_total": {0, 0},
 		"start_time_seconds": {float64(p.CreationTimestamp.Unix()), 1e10},
 	} {
-		if s := of(samples(all["container_"+family]), "main"); len(s) != 1 || s[0].value < want[0] || s[0].value > want[1] {
+		if s := of(samples(all["container_"+family]), "busy", "main"); len(s) != 1 || s[0].value < want[0] || s[0].value > want[1] {
 			t.Errorf("container_%s = %v, want one from %.0f to %.0f", family, s, want[0], want[1])
 		}
 	}
-	if s := of(samples(all["container_network_transmit_bytes_total"]), "POD"); len(s) != 1 || s[0].labels["interface"] != "eth0" || s[0].value < served {
+	if s := of(samples(all["container_network_transmit_bytes_total"]), "busy", "POD"); len(s) != 1 || s[0].labels["interface"] != "eth0" || s[0].value < served {
 		t.Errorf("container_network_transmit_bytes_total = %v, want one of eth0 with at least %d", s, served)
 	}
 }
