@@ -195,15 +195,24 @@ func container(p *corev1.Pod, name string) *corev1.ContainerStatus {
 // logs is a container's log, from kubelet.
 func (k *kubelet) logs(name, container string) string {
 	k.t.Helper()
-	body, err := get(server + fmt.Sprintf("/containerLogs/%s/%s-%s/%s", namespace, name, nodeName, container))
+	body, err := get(logURL(name, container))
 	if err != nil {
 		k.t.Fatal(err)
 	}
 	return body
 }
 
-// streamURL is that of an exec, attachment or port-forward at kubelet.
-func streamURL(kind, name, container string, query url.Values) string {
+// logURL is that of a container's log, with pairs of parameters.
+func logURL(pod, container string, params ...string) string {
+	q := url.Values{}
+	for i := 0; i < len(params); i += 2 {
+		q.Set(params[i], params[i+1])
+	}
+	return podURL("containerLogs", pod, container, q)
+}
+
+// podURL is that of a log, exec, attachment or port-forward at kubelet.
+func podURL(kind, name, container string, query url.Values) string {
 	path := fmt.Sprintf("/%s/%s/%s-%s", kind, namespace, name, nodeName)
 	if container != "" {
 		path += "/" + container
@@ -215,7 +224,7 @@ func streamURL(kind, name, container string, query url.Values) string {
 func (k *kubelet) exec(name, container string, args ...string) string {
 	k.t.Helper()
 	var stdout, stderr e2e.Buffer
-	target := streamURL("exec", name, container, url.Values{"command": args, "output": {"1"}, "error": {"1"}})
+	target := podURL("exec", name, container, url.Values{"command": args, "output": {"1"}, "error": {"1"}})
 	err := e2e.Executor(k.t, "WebSocket", target).StreamWithContext(k.Ctx(), remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
 		k.t.Fatalf("exec of %q in %s: %v; stdout %q, stderr %q", args, name, err, stdout.String(), stderr.String())

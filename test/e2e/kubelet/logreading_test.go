@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -15,15 +14,6 @@ import (
 
 	"github.com/cridproject/crid/test/e2e"
 )
-
-// logURL is a container's log with pairs of parameters.
-func logURL(pod, name string, params ...string) string {
-	q := url.Values{}
-	for i := 0; i < len(params); i += 2 {
-		q.Set(params[i], params[i+1])
-	}
-	return server + fmt.Sprintf("/containerLogs/%s/%s-%s/%s?%s", namespace, pod, nodeName, name, q.Encode())
-}
 
 // Logs by all that kubectl logs has a flag for.
 func TestLogs(t *testing.T) {
@@ -152,7 +142,7 @@ func testLogsFollow(t *testing.T, k *kubelet) {
 	<-follow.done
 }
 
-// following is a log that is read while it grows.
+// following is a log that is read while it grows, until its container or the test ends.
 type following struct {
 	e2e.Buffer
 	stop context.CancelFunc
@@ -161,14 +151,14 @@ type following struct {
 
 func (k *kubelet) followLog(pod, name string, params ...string) *following {
 	k.t.Helper()
-	ctx, stop := context.WithCancel(k.Ctx())
+	ctx, stop := context.WithCancel(k.t.Context())
 	f := &following{stop: stop, done: make(chan error, 1)}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, logURL(pod, name, append(params, "follow", "true")...), http.NoBody)
 	if err != nil {
 		k.t.Fatal(err)
 	}
 	c := *client
-	c.Timeout = 0 // it goes on as long as the container
+	c.Timeout = 0
 	go func() {
 		f.done <- func() error {
 			r, err := c.Do(req)
@@ -183,6 +173,5 @@ func (k *kubelet) followLog(pod, name string, params ...string) *following {
 			return err
 		}()
 	}()
-	k.t.Cleanup(stop)
 	return f
 }

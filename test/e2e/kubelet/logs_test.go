@@ -5,12 +5,10 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 )
 
@@ -58,14 +56,9 @@ func TestLogRotation(t *testing.T) {
 	k.run("rotated", rotatedPod)
 	p := k.await("rotated", "is ready", ready)
 	containers := []string{"few", "many", "long"}
-	followed := make([]bytes.Buffer, len(containers))
-	var followers sync.WaitGroup
-	for i, c := range containers {
-		followers.Go(func() {
-			if err := k.follow(&followed[i], "rotated", c); err != nil {
-				t.Errorf("%s: following its log: %v", c, err)
-			}
-		})
+	followed := make(map[string]*following)
+	for _, c := range containers {
+		followed[c] = k.followLog("rotated", c)
 	}
 	dir := k.path("pod-logs", fmt.Sprintf("%s_rotated-%s_%s", namespace, nodeName, p.Annotations["kubernetes.io/config.hash"]))
 	// After the first the reader has to change files, at the third an archive goes.
@@ -74,10 +67,12 @@ func TestLogRotation(t *testing.T) {
 		k.exec("rotated", c, "touch", "/tmp/end")
 	}
 	k.await("rotated", "has succeeded", succeeded)
-	followers.Wait()
 
-	for i, c := range containers {
-		lines := strings.SplitAfter(followed[i].String(), "\n")
+	for _, c := range containers {
+		if err := <-followed[c].done; err != nil {
+			t.Errorf("%s: following its log: %v", c, err)
+		}
+		lines := strings.SplitAfter(followed[c].String(), "\n")
 		n, err := numbered(lines[:len(lines)-1], 0)
 		if err != nil || lines[len(lines)-1] != "" {
 			t.Errorf("%s: the follower's line %d: %v; rest %.60q", c, n, err, lines[len(lines)-1])
@@ -85,21 +80,6 @@ func TestLogRotation(t *testing.T) {
 		}
 		k.checkRotated(filepath.Join(dir, c), n)
 	}
-}
-
-// follow copies a container's log until it ends.
-func (k *kubelet) follow(w io.Writer, name, container string) error {
-	c := &http.Client{Transport: client.Transport}
-	r, err := c.Get(fmt.Sprintf("%s/containerLogs/%s/%s-%s/%s?follow=true", server, namespace, name, nodeName, container))
-	if err != nil {
-		return err
-	}
-	defer r.Body.Close()
-	if r.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s", r.Status)
-	}
-	_, err = io.Copy(w, r.Body)
-	return err
 }
 
 // awaitRotations waits until kubelet has put so many files of each log aside. A name

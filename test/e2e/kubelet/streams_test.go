@@ -111,7 +111,7 @@ func (k *kubelet) stream(transport, kind, pod, name string, o remotecommand.Stre
 			q.Set(param, "1")
 		}
 	}
-	return e2e.Executor(k.t, transport, streamURL(kind, pod, name, q)).StreamWithContext(k.Ctx(), o)
+	return e2e.Executor(k.t, transport, podURL(kind, pod, name, q)).StreamWithContext(k.Ctx(), o)
 }
 
 // wantExit checks for an exit code, which clients get as an error when it is not 0.
@@ -282,7 +282,7 @@ func testAttach(t *testing.T, k *kubelet, transport string) {
 }
 
 func testPortForward(t *testing.T, k *kubelet, transport string) {
-	conn, _, err := e2e.Dialer(t, transport, streamURL("portForward", "ports", "", nil)).Dial("portforward.k8s.io")
+	conn, _, err := e2e.Dialer(t, transport, podURL("portForward", "ports", "", nil)).Dial("portforward.k8s.io")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +334,7 @@ func testPortForward(t *testing.T, k *kubelet, transport string) {
 // /run is what people call with curl.
 func testRun(t *testing.T, k *kubelet) {
 	call := func(name, cmd string) (int, string) {
-		r, err := client.Post(streamURL("run", "kinds", name, url.Values{"cmd": {cmd}}), "", http.NoBody)
+		r, err := client.Post(podURL("run", "kinds", name, url.Values{"cmd": {cmd}}), "", http.NoBody)
 		if err != nil {
 			t.Fatal(err)
 		}
