@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/internal/testutil"
 	"github.com/cridproject/crid/monitor"
 	"github.com/cridproject/crid/monitor/monitortest"
@@ -91,7 +92,7 @@ type grandchild struct {
 }
 
 func (g grandchild) Exec(ctx context.Context, r monitor.ExecRequest, stdio [3]*os.File) (*monitor.ExecProcess, error) {
-	dup, err := dupFile(stdio[1])
+	dup, err := sys.Dup(stdio[1])
 	if err != nil {
 		return nil, err
 	}

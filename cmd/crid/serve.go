@@ -254,7 +254,7 @@ func (d *daemon) run(ctx context.Context, stop context.CancelFunc, criSocket, ad
 
 	log := klog.FromContext(ctx)
 	log.Info("Serving CRI", "path", d.config.Socket, "streams", d.streams.Addr())
-	if err := notify("READY=1"); err != nil {
+	if err := notify("READY=1", nil); err != nil {
 		log.Error(err, "Could not tell the service manager that crid is ready")
 	}
 	var err error
@@ -265,7 +265,7 @@ func (d *daemon) run(ctx context.Context, stop context.CancelFunc, criSocket, ad
 		err = fmt.Errorf("serve: %w", err)
 	}
 	stop() // a second signal ends the process at once
-	_ = notify("STOPPING=1")
+	_ = notify("STOPPING=1", nil)
 	d.drain(endStreams)
 	return err
 }

@@ -81,7 +81,7 @@ func TestNotify(t *testing.T) {
 	}
 	defer conn.Close()
 	t.Setenv("NOTIFY_SOCKET", path)
-	if err := notify("READY=1"); err != nil {
+	if err := notify("READY=1", nil); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 100)
@@ -90,7 +90,7 @@ func TestNotify(t *testing.T) {
 		t.Errorf("systemd got %q, %v", buf[:n], err)
 	}
 	t.Setenv("NOTIFY_SOCKET", "")
-	if err := notify("READY=1"); err != nil {
+	if err := notify("READY=1", nil); err != nil {
 		t.Errorf("notify without systemd = %v", err)
 	}
 }

@@ -197,3 +197,20 @@ func Passive(f *os.File) (*os.File, error) {
 	}
 	return passive, nil
 }
+
+// Dup is a copy of a file's descriptor, so that the original may be closed meanwhile. It
+// is never one of the standard three, and does not go to children.
+func Dup(f *os.File) (*os.File, error) {
+	var own *os.File
+	err := control(f, func(fd int) error {
+		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err == nil {
+			own = os.NewFile(uintptr(n), f.Name())
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("copy the descriptor of %s: %w", f.Name(), err)
+	}
+	return own, nil
+}

@@ -32,6 +32,15 @@ func TestMain(m *testing.M) {
 	case "hang": // hang LOCK DEAD: see hangApart
 		lock, dead, _ := strings.Cut(arg, " ")
 		hangApart(lock, dead)
+	case "keep": // keep FILE...: see TestService
+		if err := keep(strings.Fields(arg)...); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	case "passed": // passed MOST
+		var most int
+		_, _ = fmt.Sscan(arg, &most)
+		fmt.Println(passed(most))
 	case "parent": // parent JOB: start a child with JOB, print its PID, reap it when told by the end of a line
 		child := exec.Command("/proc/self/exe")
 		child.Env = append(os.Environ(), envChild+"="+arg)

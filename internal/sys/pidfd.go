@@ -81,19 +81,10 @@ func pollNow(fd int) (int16, error) {
 // dupNonblock copies f's descriptor for the runtime's poller. A pidfd from
 // elsewhere may be blocking; for a pidfd that matters to waitid alone.
 func dupNonblock(f *os.File) (*os.File, error) {
-	var own *os.File
-	err := control(f, func(fd int) error {
-		n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		if err := unix.SetNonblock(n, true); err != nil {
-			return errors.Join(err, unix.Close(n))
-		}
-		own = os.NewFile(uintptr(n), f.Name())
-		return nil
-	})
-	return own, err
+	if err := control(f, func(fd int) error { return unix.SetNonblock(fd, true) }); err != nil {
+		return nil, err
+	}
+	return Dup(f)
 }
 
 // PidfdExitInfo is the exit code of a process that has ended, or 128 plus the
@@ -156,8 +147,8 @@ func PidfdSignal(f *os.File, sig syscall.Signal) error {
 	return nil
 }
 
-// control lends f's descriptor to do, without File.Fd's side effect of making it blocking.
-func control(f *os.File, do func(fd int) error) error {
+// control lends a file's descriptor to do, without File.Fd's side effect of making it blocking.
+func control(f syscall.Conn, do func(fd int) error) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err

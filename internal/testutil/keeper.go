@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/cridproject/crid/internal/sys"
@@ -91,7 +90,7 @@ func (k *Keeper) Command(env []string, program string, args ...string) *exec.Cmd
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, name := range names {
-		f, err := dup(k.kept[name]) // which may be removed before the program starts
+		f, err := sys.Dup(k.kept[name]) // which may be removed before the program starts
 		if err != nil {
 			k.t.Fatal(err)
 		}
@@ -101,24 +100,4 @@ func (k *Keeper) Command(env []string, program string, args ...string) *exec.Cmd
 	cmd.Env = append(append(os.Environ(), env...), "NOTIFY_SOCKET="+k.path,
 		"LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	return cmd
-}
-
-func dup(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var fd int
-	var failed error
-	err = raw.Control(func(old uintptr) {
-		syscall.ForkLock.RLock()
-		defer syscall.ForkLock.RUnlock()
-		if fd, failed = syscall.Dup(int(old)); failed == nil {
-			syscall.CloseOnExec(fd)
-		}
-	})
-	if err := errors.Join(err, failed); err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }

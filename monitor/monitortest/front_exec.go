@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/monitor"
 )
 
@@ -91,26 +92,7 @@ func dup(f *os.File) (*os.File, error) {
 	if f == nil {
 		return os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var fd int
-	var derr error
-	err = raw.Control(func(old uintptr) {
-		syscall.ForkLock.RLock()
-		defer syscall.ForkLock.RUnlock()
-		if fd, derr = syscall.Dup(int(old)); derr == nil {
-			syscall.CloseOnExec(fd)
-		}
-	})
-	if err == nil {
-		err = derr
-	}
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
+	return sys.Dup(f)
 }
 
 func closeFiles(files ...*os.File) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cridproject/crid/internal/sys"
+	"github.com/cridproject/crid/monitor"
 )
 
 // stageEnv is set between the two starts of Bootstrap. Its value is a descriptor
@@ -54,7 +55,7 @@ func Bootstrap(stateDir string) (*Stage, error) {
 	}
 	// What the program that started this one forgot to close would else be open
 	// here for months. Old kernels lack the call.
-	_ = unix.CloseRange(uint(firstPassed+passedCount()), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	_ = unix.CloseRange(uint(3+sys.PassedCount(monitor.MaxFiles)), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	if err := checkRoot(); err != nil {
 		return nil, err
 	}

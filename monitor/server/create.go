@@ -285,7 +285,7 @@ func (c *container) fail() {
 // files are the copies that crid gets, pidfd first.
 func (c *container) files() (names []string, files []*os.File) {
 	names, files = c.io.files()
-	if p, err := dup(c.pidfd); err == nil {
+	if p, err := sys.Dup(c.pidfd); err == nil {
 		names, files = append([]string{"pidfd"}, names...), append([]*os.File{p}, files...)
 	}
 	return names, files

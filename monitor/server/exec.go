@@ -70,7 +70,7 @@ func (s *Server) exec(ctx context.Context, conn *conn, r monitor.ExecRequest, fi
 		after: func() { go s.watchExec(ctx, conn, c, e) },
 	}
 	if e.console != nil {
-		if d, err := dup(e.console); err == nil {
+		if d, err := sys.Dup(e.console); err == nil {
 			answer.files = []*os.File{d}
 		}
 	}
@@ -87,7 +87,7 @@ func (c *container) ending() bool {
 	if c.killed.Load() {
 		return true
 	}
-	d, err := dup(c.pidfd)
+	d, err := sys.Dup(c.pidfd)
 	if err != nil {
 		return true // it has been closed: the container is deleted
 	}

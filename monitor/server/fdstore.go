@@ -1,33 +1,15 @@
 package server
 
 import (
-	"errors"
-	"fmt"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
-	"time"
+	"syscall"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/monitor"
-)
-
-// Variables by which systemd tells a service of descriptors that it keeps for it.
-const (
-	notifyEnv   = "NOTIFY_SOCKET"
-	storeMaxEnv = "FDSTORE" // how many may be kept; not set by old versions
-	listenPID   = "LISTEN_PID"
-	listenFDs   = "LISTEN_FDS"
-	listenNames = "LISTEN_FDNAMES"
-)
-
-const (
-	firstPassed  = 3           // descriptor
-	storeTimeout = time.Second // for one message
 )
 
 // Store is systemd's descriptor store, where it runs this program as a service
@@ -44,44 +26,17 @@ type Store struct {
 	failed bool                // +checklocks:mu; which has been said
 }
 
-// passedCount is how many descriptors systemd has passed to this program.
-func passedCount() int {
-	if os.Getenv(listenPID) != strconv.Itoa(os.Getpid()) {
-		return 0
-	}
-	n, err := strconv.Atoi(os.Getenv(listenFDs))
-	if err != nil || n < 0 || n > monitor.MaxFiles {
-		return 0
-	}
-	return n
-}
-
-// openStore takes over what systemd has passed, and the variables that say so:
-// they are not for the processes of containers.
+// openStore takes over what systemd has passed, and the variables that say where it
+// listens: they are not for the processes of containers.
 func openStore() *Store {
-	s := &Store{passed: map[string]*os.File{}}
-	names := strings.Split(os.Getenv(listenNames), ":")
-	for i := range passedCount() {
-		unix.CloseOnExec(firstPassed + i)
-		name := fmt.Sprint("unnamed ", i)
-		if i < len(names) {
-			name = names[i]
-		}
-		f := os.NewFile(uintptr(firstPassed+i), name)
-		if s.passed[name] != nil {
-			_ = f.Close()
-			continue
-		}
-		s.passed[name] = f
-	}
-	path, most := os.Getenv(notifyEnv), os.Getenv(storeMaxEnv)
-	for _, v := range []string{notifyEnv, storeMaxEnv, listenPID, listenFDs, listenNames} {
+	s := &Store{passed: sys.PassedFiles(monitor.MaxFiles), socket: os.Getenv("NOTIFY_SOCKET")}
+	most := os.Getenv("FDSTORE") // how many may be kept; not set by old versions
+	for _, v := range []string{"NOTIFY_SOCKET", "FDSTORE"} {
 		_ = os.Unsetenv(v)
 	}
-	if path == "" || most == "0" {
+	if s.socket == "" || most == "0" {
 		return nil
 	}
-	s.socket = path
 	return s
 }
 
@@ -157,39 +112,12 @@ func (s *Store) complete(id string, h *monitor.Hold) {
 }
 
 // tell sends systemd one message, with f unless it is nil.
-func (s *Store) tell(text string, f *os.File) {
-	err := s.send(text, f)
+func (s *Store) tell(text string, f syscall.Conn) {
+	err := sys.NotifyService(s.socket, text, f)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil && !s.failed {
 		klog.Background().Error(err, "Could not keep descriptors with systemd; a container would lose its output if this program and crid were killed at once")
 	}
 	s.failed = err != nil
-}
-
-// send does not use package net, whose datagram sockets take descriptors only
-// while they are not connected.
-func (s *Store) send(text string, f *os.File) error {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	limit := unix.NsecToTimeval(storeTimeout.Nanoseconds())
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
-		return err
-	}
-	to := &unix.SockaddrUnix{Name: s.socket}
-	if f == nil {
-		return unix.Sendmsg(fd, []byte(text), nil, to, unix.MSG_NOSIGNAL)
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sendErr error
-	err = raw.Control(func(kept uintptr) {
-		sendErr = unix.Sendmsg(fd, []byte(text), unix.UnixRights(int(kept)), to, unix.MSG_NOSIGNAL)
-	})
-	return errors.Join(err, sendErr)
 }

@@ -35,7 +35,7 @@ func (s *Server) hold(ctx context.Context, r monitor.HoldRequest) (reply, error)
 			return reply{}, fmt.Errorf("hold PID namespace of %s: %w", r.ID, err)
 		}
 	}
-	d, err := dup(h.pidfd)
+	d, err := sys.Dup(h.pidfd)
 	if err != nil {
 		return reply{}, err
 	}

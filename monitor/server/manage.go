@@ -6,6 +6,7 @@ import (
 	"runtime"
 
 	"github.com/cridproject/crid/internal/errkind"
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/monitor"
 )
 
@@ -65,7 +66,7 @@ func (s *Server) list(context.Context, monitor.ListRequest) (reply, error) {
 	}
 	for _, h := range hs {
 		item := monitor.ListItem{ID: h.id, PID: h.pid, Holder: true, Started: true}
-		if d, err := dup(h.pidfd); err == nil {
+		if d, err := sys.Dup(h.pidfd); err == nil {
 			item.FDs, files = []string{"pidfd"}, append(files, d)
 		}
 		l.Items = append(l.Items, item)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cridproject/crid/internal/sys"
 	"github.com/cridproject/crid/monitor"
 )
 
@@ -317,7 +318,7 @@ func (o *stdio) files() (names []string, files []*os.File) {
 		if f == nil {
 			return
 		}
-		if d, err := dup(f); err == nil {
+		if d, err := sys.Dup(f); err == nil {
 			names, files = append(names, name), append(files, d)
 		}
 	}
@@ -332,26 +333,6 @@ func (o *stdio) files() (names []string, files []*os.File) {
 		add("stdin", o.stdin)
 	}
 	return names, files
-}
-
-// dup copies a descriptor, so that the original may be closed meanwhile. The
-// copy is for passing on only.
-func dup(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	fd := -1
-	var dupErr error
-	if err := raw.Control(func(old uintptr) {
-		fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3)
-	}); err != nil {
-		return nil, err
-	}
-	if dupErr != nil {
-		return nil, fmt.Errorf("copy descriptor of %s: %w", f.Name(), dupErr)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // adoptStdio takes over the descriptors of a container that another monitor
