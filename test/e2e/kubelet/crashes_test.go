@@ -59,25 +59,15 @@ func TestRestarts(t *testing.T) {
 		}},
 		{"CridUpgraded", func() { k.Stop(); k.Start() }},
 	} {
-		k.step(step.name, func(t *testing.T) {
+		k.step(step.name, func() {
 			step.do()
-			r.check(t)
+			r.check()
 			for _, v := range visitors {
-				v.check(t)
+				v.check(k.t)
 			}
 		})
 	}
-	r.counted(t)
-}
-
-// step is a subtest that changes the kubelet for those after it.
-func (k *kubelet) step(name string, f func(*testing.T)) {
-	outer := k.t.(*testing.T)
-	outer.Run(name, func(t *testing.T) {
-		k.t, k.T = t, t
-		defer func() { k.t, k.T = outer, outer }()
-		f(t)
-	})
+	r.counted()
 }
 
 // restarts is the pods of TestRestarts and how they ought to be.
@@ -183,34 +173,34 @@ func (r *restarts) kubeletAlone() {
 }
 
 // check holds what kubelet and crid say of all pods against what it ought to be.
-func (r *restarts) check(t *testing.T) {
+func (r *restarts) check() {
 	web := r.await("web", "is ready", ready)
 	for what, is := range statuses(web) {
 		if is != r.web[what] {
-			t.Errorf("%s of the pod is %s, want %s as before", what, is, r.web[what])
+			r.t.Errorf("%s of the pod is %s, want %s as before", what, is, r.web[what])
 		}
 	}
-	r.checkEnded(t)
-	r.probesGoOn(t)
+	r.checkEnded()
+	r.probesGoOn()
 	if restarted := container(r.await(r.again, "is there", ready), "main").RestartCount; int(restarted) != r.ended {
-		t.Errorf("what ended %d times was restarted %d times", r.ended, restarted)
+		r.t.Errorf("what ended %d times was restarted %d times", r.ended, restarted)
 	}
-	r.nothingTwice(t)
+	r.nothingTwice()
 }
 
 // checkEnded is check of the pods that have ended by themselves.
-func (r *restarts) checkEnded(t *testing.T) {
-	t.Helper()
+func (r *restarts) checkEnded() {
+	r.t.Helper()
 	again := r.await(r.again, fmt.Sprintf("was restarted %d times and is ready", r.ended), func(p *corev1.Pod) bool {
 		return ready(p) && int(container(p, "main").RestartCount) == r.ended
 	})
 	if last := container(again, "main").LastTerminationState.Terminated; r.ended > 0 && (last == nil || last.ExitCode != endCode || last.Reason != "Error") {
-		t.Errorf("what has ended while crid was down has the last state %v, want exit code %d, Error", last, endCode)
+		r.t.Errorf("what has ended while crid was down has the last state %v, want exit code %d, Error", last, endCode)
 	}
 	for _, name := range r.once {
 		p := r.await(name, "has failed", failed)
 		if s := container(p, "main"); s.State.Terminated == nil || s.State.Terminated.ExitCode != endCode || s.RestartCount != 0 {
-			t.Errorf("%s, which has ended while crid was down, is %v, want exit code %d, no restart", name, s, endCode)
+			r.t.Errorf("%s, which has ended while crid was down, is %v, want exit code %d, no restart", name, s, endCode)
 		}
 	}
 }
@@ -229,15 +219,15 @@ func statuses(p *corev1.Pod) map[string]string {
 }
 
 // probesGoOn waits for another successful probe of each kind; none may have failed.
-func (r *restarts) probesGoOn(t *testing.T) {
-	t.Helper()
+func (r *restarts) probesGoOn() {
+	r.t.Helper()
 	count := func(kind, result string) float64 {
 		page, err := get(server + "/metrics/probes")
 		if err != nil {
-			t.Fatal(err)
+			r.t.Fatal(err)
 		}
 		n := 0.0
-		for _, s := range series(t, page, "prober_probe_total") {
+		for _, s := range series(r.t, page, "prober_probe_total") {
 			if s.labels["pod"] == "web-"+nodeName && s.labels["probe_type"] == kind && s.labels["result"] == result {
 				n += s.value
 			}
@@ -256,17 +246,17 @@ func (r *restarts) probesGoOn(t *testing.T) {
 			return nil
 		})
 		if n := count(kind, "failed"); n > 0 {
-			t.Errorf("%v %s probes have failed", n, kind)
+			r.t.Errorf("%v %s probes have failed", n, kind)
 		}
 	}
 }
 
 // nothingTwice asks crid itself for what kubelet may not see.
-func (r *restarts) nothingTwice(t *testing.T) {
-	t.Helper()
+func (r *restarts) nothingTwice() {
+	r.t.Helper()
 	pods, err := r.Runtime.ListPodSandbox(r.Ctx(), &cri.ListPodSandboxRequest{})
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	sandboxes := make(map[string]int)
 	for _, p := range pods.Items {
@@ -274,15 +264,15 @@ func (r *restarts) nothingTwice(t *testing.T) {
 	}
 	for name, n := range sandboxes {
 		if n != 1 {
-			t.Errorf("pod %s has %d sandboxes", name, n)
+			r.t.Errorf("pod %s has %d sandboxes", name, n)
 		}
 	}
 	if want := 2 + len(r.once); len(sandboxes) != want {
-		t.Errorf("there are sandboxes of %v, want of %d pods", sandboxes, want)
+		r.t.Errorf("there are sandboxes of %v, want of %d pods", sandboxes, want)
 	}
 	list, err := r.Runtime.ListContainers(r.Ctx(), &cri.ListContainersRequest{})
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	running := make(map[string]int)
 	for _, c := range list.Containers {
@@ -292,26 +282,26 @@ func (r *restarts) nothingTwice(t *testing.T) {
 	}
 	for _, name := range []string{"web-node/page", "web-node/counter", "again-node/main"} {
 		if running[name] != 1 {
-			t.Errorf("%d containers %s run", running[name], name)
+			r.t.Errorf("%d containers %s run", running[name], name)
 		}
 	}
 	if len(running) != 3 {
-		t.Errorf("%v run, want three containers", running)
+		r.t.Errorf("%v run, want three containers", running)
 	}
 }
 
 // counted reads the log that was written all the time: no line is missing or doubled.
-func (r *restarts) counted(t *testing.T) {
+func (r *restarts) counted() {
 	log := r.logs("web", "counter")
 	n := 0
 	for line := range strings.Lines(log) {
 		if strings.TrimSuffix(line, "\n") != strconv.Itoa(n) {
-			t.Fatalf("line %d of the log is %q", n, line)
+			r.t.Fatalf("line %d of the log is %q", n, line)
 		}
 		n++
 	}
 	if n < 100 {
-		t.Errorf("the log has %d lines", n)
+		r.t.Errorf("the log has %d lines", n)
 	}
 }
 
@@ -368,7 +358,7 @@ func (v *visitor) ask() {
 }
 
 // check fails the test for requests that have failed since the last one.
-func (v *visitor) check(t *testing.T) {
+func (v *visitor) check(t testing.TB) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if len(v.failures) > 0 {

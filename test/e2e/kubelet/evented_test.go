@@ -42,17 +42,17 @@ func TestEventedPLEG(t *testing.T) {
 	k := newKubelet(t, options{gates: map[string]bool{"EventedPLEG": true, "CRIListStreaming": true}, service: true})
 	r := &restarts{kubelet: k}
 	r.runEndings(3)
-	counts := func(t *testing.T, ends int) {
-		t.Helper()
+	counts := func(ends int) {
+		k.t.Helper()
 		if n := k.metric(subscribed); n != 1+ends {
-			t.Errorf("kubelet has subscribed %d times, want %d", n, 1+ends)
+			k.t.Errorf("kubelet has subscribed %d times, want %d", n, 1+ends)
 		}
 		// When a subscription breaks it lists too.
 		if n := k.metric(relists); n != 1+ends {
-			t.Errorf("kubelet has listed everything %d times, want %d", n, 1+ends)
+			k.t.Errorf("kubelet has listed everything %d times, want %d", n, 1+ends)
 		}
 		if n := k.metric(discarded); n != 0 {
-			t.Errorf("%d events did not reach kubelet's pods", n)
+			k.t.Errorf("%d events did not reach kubelet's pods", n)
 		}
 	}
 	// kubelet takes half a minute to make another pod of a static one: its workers wait
@@ -72,14 +72,14 @@ func TestEventedPLEG(t *testing.T) {
 	k.run("changes", strings.Replace(changing, "NUMBER", "1", 1))
 	first := k.await("changes", "is ready", ready)
 	k.run("changes", strings.Replace(changing, "NUMBER", "2", 1))
-	k.step("Death", func(t *testing.T) {
+	k.step("Death", func() {
 		events := k.metric(heard)
 		r.again = "again0"
 		r.whileDown(func() {}, func() {})
-		r.checkEnded(t)
-		counts(t, 0)
+		r.checkEnded()
+		counts(0)
 		if n := k.metric(heard); n <= events {
-			t.Error("kubelet has heard no event")
+			k.t.Error("kubelet has heard no event")
 		}
 	})
 	if err := os.Remove(k.manifest("again0")); err != nil {
@@ -89,32 +89,32 @@ func TestEventedPLEG(t *testing.T) {
 		name string
 		down func()
 	}{{"CridKilled", k.Kill9}, {"CridUpgraded", k.Stop}} {
-		k.step(step.name, func(t *testing.T) {
+		k.step(step.name, func() {
 			r.again, r.ended = fmt.Sprintf("again%d", i+1), 0
 			r.whileDown(step.down, k.Start)
-			r.checkEnded(t)
+			r.checkEnded()
 			events := k.metric(heard)
 			after := fmt.Sprintf("after%d", i)
 			r.runEnding(after, "Always")
 			r.await(after, "is ready", ready)
-			counts(t, i+1)
+			counts(i + 1)
 			if n := k.metric(heard); n <= events {
-				t.Error("kubelet has heard no event of a new pod")
+				k.t.Error("kubelet has heard no event of a new pod")
 			}
 		})
 	}
-	k.step("Changed", func(t *testing.T) {
+	k.step("Changed", func() {
 		k.await("changes", "is another pod", func(p *corev1.Pod) bool { return ready(p) && p.UID != first.UID })
 		if got := k.exec("changes", "main", "sh", "-c", "echo $VERSION"); got != "2\n" {
-			t.Errorf("the changed pod has version %q", got)
+			k.t.Errorf("the changed pod has version %q", got)
 		}
 	})
-	k.step("Removed", func(t *testing.T) {
+	k.step("Removed", func() {
 		k.eventually("the pod is gone", func() error { return k.gone("again0-" + nodeName) })
-		counts(t, 2)
+		counts(2)
 	})
 	if log := k.Log(); !strings.Contains(log, `rpc="StreamPodSandboxes"`) || strings.Contains(log, `rpc="ListContainers"`) {
-		t.Error("kubelet's lists are not streams")
+		k.t.Error("kubelet's lists are not streams")
 	}
 }
 
@@ -132,10 +132,10 @@ func TestEventedPLEGFallsBack(t *testing.T) {
 		})
 		k.Start()
 	})
-	r.checkEnded(t)
+	r.checkEnded()
 	r.again, r.ended = "again1", 0
 	r.whileDown(func() {}, func() {})
-	r.checkEnded(t)
+	r.checkEnded()
 	listed := k.metric(relists)
 	k.eventually("kubelet goes on listing", func() error {
 		if n := k.metric(relists); n < listed+2 {

@@ -39,8 +39,7 @@ type garbage struct {
 func TestGarbage(t *testing.T) {
 	root := filepath.Join(testutil.PlainFS(t, "ext4"), "root")
 	g := garbage{root: root, kubelet: newKubelet(t, options{
-		crid:    map[string]string{"root": strconv.Quote(root), "images.pinned": `["registry.k8s.io/e2e/pinned"]`},
-		kubelet: map[string]any{"evictionHard": map[string]string{"memory.available": "1Mi"}},
+		crid: map[string]string{"root": strconv.Quote(root), "images.pinned": `["registry.k8s.io/e2e/pinned"]`},
 	})}
 	g.lists = g.holdLists()
 	g.pushDataImage()
@@ -68,19 +67,12 @@ func TestGarbage(t *testing.T) {
 	for _, name := range []string{"pinned", "unused-1", "unused-2", "unused-3", "unused-4"} {
 		g.pull(name)
 	}
-	t.Run("Containers", func(t *testing.T) { g.in(t).containers() })
-	t.Run("Usage", func(t *testing.T) { g.in(t).usage() })
-	t.Run("ImagesByThreshold", func(t *testing.T) { g.in(t).imagesByThreshold() })
-	t.Run("ImagesByAge", func(t *testing.T) { g.in(t).imagesByAge() })
-	t.Run("DiskPressure", func(t *testing.T) { g.in(t).diskPressure() })
-	t.Run("MemoryPressure", func(t *testing.T) { g.in(t).memoryPressure() })
-}
-
-// in is g in a subtest. The process is the same one, whoever has started it.
-func (g *garbage) in(t *testing.T) *garbage {
-	sub := &garbage{root: g.root, lists: g.lists, kubelet: g.within(t)}
-	t.Cleanup(func() { g.cmd, g.exited = sub.cmd, sub.exited })
-	return sub
+	g.step("Containers", g.containers)
+	g.step("Usage", g.usage)
+	g.step("ImagesByThreshold", g.imagesByThreshold)
+	g.step("ImagesByAge", g.imagesByAge)
+	g.step("DiskPressure", g.diskPressure)
+	g.step("MemoryPressure", g.memoryPressure)
 }
 
 // pull brings an image that no pod uses.

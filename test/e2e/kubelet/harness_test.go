@@ -70,6 +70,16 @@ func (k *kubelet) within(t testing.TB) *kubelet {
 	return &sub
 }
 
+// step is a subtest that changes the kubelet for those after it.
+func (k *kubelet) step(name string, f func()) {
+	outer := k.t.(*testing.T)
+	outer.Run(name, func(t *testing.T) {
+		k.t, k.T = t, t
+		defer func() { k.t, k.T = outer, outer }()
+		f()
+	})
+}
+
 func (k *kubelet) path(parts ...string) string {
 	return filepath.Join(append([]string{k.Dir}, parts...)...)
 }
