@@ -44,7 +44,6 @@ func TestGarbage(t *testing.T) {
 	g.lists = g.holdLists()
 	g.pushDataImage()
 	g.run("uses", `
-		terminationGracePeriodSeconds: 1
 		containers:
 		- name: main
 			image: IMAGE
@@ -54,7 +53,6 @@ func TestGarbage(t *testing.T) {
 		- {name: data, image: {reference: registry.k8s.io/e2e/data:1}}
 	`)
 	g.run("restarts", `
-		terminationGracePeriodSeconds: 1
 		containers:
 		- name: main
 			image: IMAGE

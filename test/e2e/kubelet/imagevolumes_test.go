@@ -22,7 +22,6 @@ func (k *kubelet) pushDataImage() {
 }
 
 const imageVolumePod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: main
 		image: IMAGE
@@ -49,7 +48,6 @@ func (k *kubelet) imageVolume(t *testing.T) {
 }
 
 const missingImagePod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: main
 		image: IMAGE
@@ -66,7 +64,6 @@ func (k *kubelet) imageVolumeMissing(t *testing.T) {
 }
 
 const missingImagePathPod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: main
 		image: IMAGE

@@ -39,7 +39,6 @@ func TestLimits(t *testing.T) {
 // busybox's sleep is deaf to SIGTERM as the first process.
 const (
 	burstablePod = `
-	terminationGracePeriodSeconds: 1
 	overhead: {memory: 16Mi, cpu: 100m}
 	containers:
 	- name: main
@@ -52,7 +51,6 @@ const (
 		resources: {requests: {cpu: 200m}, limits: {cpu: "1", memory: 32Mi}}
 	`
 	guaranteedPod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: main
 		image: IMAGE
@@ -60,14 +58,12 @@ const (
 		resources: {limits: {cpu: 250m, memory: 32Mi}, requests: {cpu: 250m, memory: 32Mi}}
 	`
 	bestEffortPod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: main
 		image: IMAGE
 		command: [sleep, "1000"]
 	`
 	podLevelPod = `
-	terminationGracePeriodSeconds: 1
 	resources: {requests: {cpu: 300m, memory: 48Mi}, limits: {cpu: "2", memory: 96Mi}}
 	containers:
 	- name: main
@@ -79,7 +75,6 @@ const (
 		resources: {limits: {memory: 24Mi}, requests: {memory: 24Mi}}
 	`
 	nodeCriticalPod = `
-	terminationGracePeriodSeconds: 1
 	priorityClassName: system-node-critical
 	containers:
 	- name: main
@@ -95,7 +90,6 @@ const (
 		resources: {limits: {memory: 24Mi}}
 	`
 	oomChildPod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: main
 		image: IMAGE

@@ -46,7 +46,6 @@ func (g *garbage) diskPressure() {
 // asked for, as crid says.
 func (g *garbage) memoryPressure() {
 	g.run("big", `
-		terminationGracePeriodSeconds: 1
 		containers:
 		- name: main
 			image: IMAGE
@@ -58,7 +57,6 @@ func (g *garbage) memoryPressure() {
 		- {name: memory, emptyDir: {medium: Memory}}
 	`)
 	g.run("modest", `
-		terminationGracePeriodSeconds: 1
 		containers:
 		- name: main
 			image: IMAGE

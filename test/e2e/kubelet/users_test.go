@@ -9,7 +9,6 @@ import (
 
 // Two of these run at once.
 const usersPod = `
-	terminationGracePeriodSeconds: 1
 	hostUsers: false
 	securityContext: {fsGroup: 2000}
 	containers:

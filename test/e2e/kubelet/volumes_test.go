@@ -81,7 +81,6 @@ func TestVolumes(t *testing.T) {
 }
 
 const hostPathPod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: main
 		image: IMAGE
@@ -126,7 +125,6 @@ func (k *kubelet) hostPath(t *testing.T) {
 }
 
 const propagationPod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: none
 		image: IMAGE
@@ -174,7 +172,6 @@ func (k *kubelet) propagation(t *testing.T) {
 }
 
 const readOnlyPod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: main
 		image: IMAGE
@@ -209,7 +206,6 @@ func (k *kubelet) readOnly(t *testing.T) {
 }
 
 const emptyDirPod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: writer
 		image: IMAGE
@@ -263,7 +259,6 @@ func (k *kubelet) emptyDir(t *testing.T) {
 }
 
 const subPathPod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: main
 		image: IMAGE
@@ -307,7 +302,6 @@ func (k *kubelet) subPath(t *testing.T) {
 }
 
 const escapePod = `
-	terminationGracePeriodSeconds: 1
 	containers:
 	- name: refused
 		image: IMAGE
