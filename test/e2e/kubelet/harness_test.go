@@ -70,6 +70,14 @@ func (k *kubelet) within(t testing.TB) *kubelet {
 	return &sub
 }
 
+// parallel is a subtest beside others. It begins when those of k's test are all there.
+func (k *kubelet) parallel(name string, test func(*kubelet)) {
+	k.t.(*testing.T).Run(name, func(t *testing.T) {
+		t.Parallel()
+		test(k.within(t))
+	})
+}
+
 // step is a subtest that changes the kubelet for those after it.
 func (k *kubelet) step(name string, f func()) {
 	outer := k.t.(*testing.T)

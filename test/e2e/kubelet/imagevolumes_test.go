@@ -2,7 +2,6 @@ package kubelet
 
 import (
 	"strings"
-	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -36,14 +35,12 @@ const imageVolumePod = `
 // imageVolume: read-only, and its programs run (docs/mounts.md). The digest in the
 // pod's status (gate ImageVolumeWithDigest) is not shown: kubelet 1.36 looks for the
 // mount by a name that CRI does not have.
-func (k *kubelet) imageVolume(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) imageVolume() {
 	k.await("image-volume", "is ready", ready)
 	got := k.sh("image-volume", "main", `cat /data/conf /deep/file; ls /deep; /data/tool
 		for d in /data /data/sub /deep; do touch $d/x 2>&1 | grep -o 'Read-only.*'; done`)
 	if want := "key=value\ndeep\nfile\na tool" + strings.Repeat("\nRead-only file system", 3); got != want {
-		t.Errorf("the container sees\n%s\nwant\n%s", got, want)
+		k.t.Errorf("the container sees\n%s\nwant\n%s", got, want)
 	}
 }
 
@@ -57,10 +54,8 @@ const missingImagePod = `
 	- {name: data, image: {reference: registry.k8s.io/e2e/absent:1}}
 `
 
-func (k *kubelet) imageVolumeMissing(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
-	k.refused(t, "refused-image", "ErrImagePull", "ImagePullBackOff", "registry.k8s.io/e2e/absent:1")
+func (k *kubelet) imageVolumeMissing() {
+	k.refused("refused-image", "ErrImagePull", "ImagePullBackOff", "registry.k8s.io/e2e/absent:1")
 }
 
 const missingImagePathPod = `
@@ -73,21 +68,19 @@ const missingImagePathPod = `
 	- {name: data, image: {reference: registry.k8s.io/e2e/data:1}}
 `
 
-func (k *kubelet) imageVolumePathMissing(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
-	k.refused(t, "refused-image-path", "CreateContainerError", "CreateContainerError", "sub/absent")
+func (k *kubelet) imageVolumePathMissing() {
+	k.refused("refused-image-path", "CreateContainerError", "CreateContainerError", "sub/absent")
 }
 
 // refused awaits that the container waits for one of two reasons, with a message
 // that says what is missing.
-func (k *kubelet) refused(t *testing.T, name, reason, later, says string) {
-	t.Helper()
+func (k *kubelet) refused(name, reason, later, says string) {
+	k.t.Helper()
 	p := k.await(name, "waits because of "+reason, func(p *corev1.Pod) bool {
 		c := container(p, "main")
 		return c != nil && c.State.Waiting != nil && (c.State.Waiting.Reason == reason || c.State.Waiting.Reason == later)
 	})
 	if got := container(p, "main").State.Waiting.Message; !strings.Contains(got, says) {
-		t.Errorf("it waits because of %q", got)
+		k.t.Errorf("it waits because of %q", got)
 	}
 }

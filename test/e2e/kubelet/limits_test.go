@@ -26,14 +26,14 @@ func TestLimits(t *testing.T) {
 	k.run("oom-child", oomChildPod)
 	k.run("processes", processesPod)
 
-	t.Run("Container", k.containerLimits)
-	t.Run("QoS", k.qosCgroups)
-	t.Run("PodLevel", k.podLevel)
-	t.Run("HugePages", k.hugePages)
-	t.Run("OOMScore", k.oomScore)
-	t.Run("OOMKilled", k.oomKilled)
-	t.Run("OOMKilledChild", k.oomKilledChild)
-	t.Run("Processes", k.processes)
+	k.parallel("Container", (*kubelet).containerLimits)
+	k.parallel("QoS", (*kubelet).qosCgroups)
+	k.parallel("PodLevel", (*kubelet).podLevel)
+	k.parallel("HugePages", (*kubelet).hugePages)
+	k.parallel("OOMScore", (*kubelet).oomScore)
+	k.parallel("OOMKilled", (*kubelet).oomKilled)
+	k.parallel("OOMKilledChild", (*kubelet).oomKilledChild)
+	k.parallel("Processes", (*kubelet).processes)
 }
 
 // busybox's sleep is deaf to SIGTERM as the first process.
@@ -117,9 +117,7 @@ fi`
 
 // containerLimits: what the manifest says is what the container's own cgroup files
 // say, and what the pod's status reports as in force, which is crid's word.
-func (k *kubelet) containerLimits(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) containerLimits() {
 	p := k.await("burstable", "is ready", ready)
 	k.await("guaranteed", "is ready", ready)
 	k.await("best-effort", "is ready", ready)
@@ -134,15 +132,15 @@ func (k *kubelet) containerLimits(t *testing.T) {
 	} {
 		limits, shares, v1 := strings.Cut(k.sh(c.pod, c.container, ownLimits), "\n")
 		if limits != c.limits {
-			t.Errorf("%s, %s: memory, quota and period are %q, want %q", c.pod, c.container, limits, c.limits)
+			k.t.Errorf("%s, %s: memory, quota and period are %q, want %q", c.pod, c.container, limits, c.limits)
 		}
 		if v1 && shares != fmt.Sprint(c.shares) {
-			t.Errorf("%s, %s: cpu.shares is %q, want %d", c.pod, c.container, shares, c.shares)
+			k.t.Errorf("%s, %s: cpu.shares is %q, want %d", c.pod, c.container, shares, c.shares)
 		}
 	}
 	r := container(p, "main").Resources
 	if r == nil || !r.Limits.Cpu().Equal(resource.MustParse("500m")) || !r.Limits.Memory().Equal(resource.MustParse("64Mi")) || !r.Requests.Cpu().Equal(resource.MustParse("100m")) {
-		t.Errorf("the status says that %+v are in force", r)
+		k.t.Errorf("the status says that %+v are in force", r)
 	}
 }
 
@@ -161,30 +159,28 @@ func (k *kubelet) podCgroup(p *corev1.Pod, controller string) string {
 
 // qosCgroups: kubelet's class is where crid has put the containers, and what kubelet
 // limits there is theirs in sum, with the pod's overhead.
-func (k *kubelet) qosCgroups(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) qosCgroups() {
 	for name, class := range map[string]corev1.PodQOSClass{
 		"burstable": corev1.PodQOSBurstable, "guaranteed": corev1.PodQOSGuaranteed, "best-effort": corev1.PodQOSBestEffort,
 	} {
 		p := k.await(name, "is ready", ready)
 		if p.Status.QOSClass != class {
-			t.Errorf("%s is %s, want %s", name, p.Status.QOSClass, class)
+			k.t.Errorf("%s is %s, want %s", name, p.Status.QOSClass, class)
 		}
 		for _, controller := range []string{"cpu", "memory", "pids"} {
 			for _, c := range p.Status.ContainerStatuses {
 				_, id, _ := strings.Cut(c.ContainerID, "://")
 				own, _ := filepath.Glob(filepath.Join(k.podCgroup(p, controller), "*"+id+"*", "cgroup.procs"))
 				if len(own) != 1 {
-					t.Errorf("%s, %s: cgroups of %s below %s: %q", name, c.Name, controller, k.podCgroup(p, controller), own)
+					k.t.Errorf("%s, %s: cgroups of %s below %s: %q", name, c.Name, controller, k.podCgroup(p, controller), own)
 				} else if b, err := os.ReadFile(own[0]); len(b) == 0 {
-					t.Errorf("%s, %s: nobody is in %s (%v)", name, c.Name, own[0], err)
+					k.t.Errorf("%s, %s: nobody is in %s (%v)", name, c.Name, own[0], err)
 				}
 			}
 		}
 	}
 	if got, want := k.podMemory("burstable"), "117440512"; got != want { // 64 + 32 + 16 MiB
-		t.Errorf("the pod's memory limit is %s, want %s", got, want)
+		k.t.Errorf("the pod's memory limit is %s, want %s", got, want)
 	}
 }
 
@@ -200,51 +196,45 @@ func (k *kubelet) podMemory(name string) string {
 }
 
 // podLevel: limits of the pod as a whole, which containers without their own have.
-func (k *kubelet) podLevel(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) podLevel() {
 	k.await("pod-level", "is ready", ready)
 	if got, want := k.podMemory("pod-level"), "100663296"; got != want {
-		t.Errorf("the pod's memory limit is %s, want %s", got, want)
+		k.t.Errorf("the pod's memory limit is %s, want %s", got, want)
 	}
 	for c, want := range map[string]string{"main": "100663296 200000 100000", "less": "25165824 200000 100000"} {
 		if got, _, _ := strings.Cut(k.sh("pod-level", c, ownLimits), "\n"); got != want {
-			t.Errorf("%s: memory, quota and period are %q, want %q", c, got, want)
+			k.t.Errorf("%s: memory, quota and period are %q, want %q", c, got, want)
 		}
 	}
 }
 
 // hugePages: kubelet limits the use of each page size of the machine to nothing, for
 // each container. Where there is no such controller the containers run without.
-func (k *kubelet) hugePages(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) hugePages() {
 	k.await("best-effort", "is ready", ready)
 	limits := strings.Fields(k.sh("best-effort", "main", `cd /sys/fs/cgroup
 		cat hugetlb.*.max hugetlb/hugetlb.[0-9]*B.limit_in_bytes 2>/dev/null || true`))
 	for _, l := range limits {
 		if l != "0" {
-			t.Errorf("limits of huge pages are %q, want 0 each", limits)
+			k.t.Errorf("limits of huge pages are %q, want 0 each", limits)
 		}
 	}
 	_, v1 := os.Stat("/sys/fs/cgroup/hugetlb")
 	controllers, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
 	if there := v1 == nil || strings.Contains(string(controllers), "hugetlb"); there != (len(limits) > 0) {
-		t.Errorf("the machine has the controller: %v; the container's limits: %q", there, limits)
+		k.t.Errorf("the machine has the controller: %v; the container's limits: %q", there, limits)
 	}
 }
 
 // oomScore: kubelet asks for -997 for guaranteed pods and for those of priority
 // system-node-critical, which only CAP_SYS_RESOURCE may set. Without it they get the
 // lowest that there is, and run.
-func (k *kubelet) oomScore(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) oomScore() {
 	lowest := k.lowestOOMScore(-997)
 	for pod, want := range map[string]string{"guaranteed": lowest, "node-critical": lowest, "best-effort": "1000"} {
 		k.await(pod, "is ready", ready)
 		if got := k.sh(pod, "main", "cat /proc/1/oom_score_adj /proc/self/oom_score_adj"); got != want+"\n"+want {
-			t.Errorf("%s: oom_score_adj of the container and of an exec are %q, want %s", pod, got, want)
+			k.t.Errorf("%s: oom_score_adj of the container and of an exec are %q, want %s", pod, got, want)
 		}
 	}
 }
@@ -259,23 +249,19 @@ func (k *kubelet) lowestOOMScore(score int) string {
 }
 
 // oomKilled: the reason is the kernel's, which crid has counted.
-func (k *kubelet) oomKilled(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) oomKilled() {
 	p := k.await("oom", "has failed", failed)
 	if s := container(p, "main").State.Terminated; s == nil || s.Reason != "OOMKilled" || s.ExitCode != 137 {
-		t.Errorf("it ended with %+v, want OOMKilled and 137", s)
+		k.t.Errorf("it ended with %+v, want OOMKilled and 137", s)
 	}
 }
 
 // oomKilledChild: a kill that takes only a child is no end of the container.
-func (k *kubelet) oomKilledChild(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) oomKilledChild() {
 	k.eventually("the child has ended", func() error {
 		p := k.await("oom-child", "is ready", ready)
 		if c := container(p, "main"); c.RestartCount != 0 || c.State.Running == nil {
-			t.Fatalf("the container is %+v", c)
+			k.t.Fatalf("the container is %+v", c)
 		}
 		if log := k.logs("oom-child", "main"); !strings.Contains(log, "the child ended with 137") {
 			return fmt.Errorf("its log is %q", log)
@@ -284,17 +270,15 @@ func (k *kubelet) oomKilledChild(t *testing.T) {
 	})
 	p := k.await("oom-child", "is ready", ready)
 	if c := container(p, "main"); c.RestartCount != 0 || c.State.Running == nil {
-		t.Errorf("the container is %+v", c)
+		k.t.Errorf("the container is %+v", c)
 	}
 }
 
 // processes: no more than podPidsLimit in a pod.
-func (k *kubelet) processes(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) processes() {
 	k.await("processes", "has failed", failed)
 	log := k.logs("processes", "main")
 	if !strings.Contains(log, "can't fork") || !strings.Contains(log, "\n30\n") || strings.Contains(log, "\n41\n") {
-		t.Errorf("with podPidsLimit 40 its log is %q", log)
+		k.t.Errorf("with podPidsLimit 40 its log is %q", log)
 	}
 }

@@ -48,10 +48,7 @@ func TestPods(t *testing.T) {
 		{"refused", (*kubelet).testRefused},
 		{"update and removal", (*kubelet).testUpdate},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			tt.test(k.within(t))
-		})
+		k.parallel(tt.name, tt.test)
 	}
 }
 

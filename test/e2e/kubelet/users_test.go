@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"syscall"
-	"testing"
 )
 
 // Two of these run at once.
@@ -38,9 +37,7 @@ const usersPod = `
 
 // userNamespaces: the ids of a pod with hostUsers: false are its own, and the
 // volumes have the owners that they would have without: inside, and on the host.
-func (k *kubelet) userNamespaces(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) userNamespaces() {
 	const idsPerPod = 65536
 	firsts := map[int]string{}
 	for _, name := range []string{"users-a", "users-b"} {
@@ -49,13 +46,13 @@ func (k *kubelet) userNamespaces(t *testing.T) {
 			var inside, first, length [2]int
 			maps := k.sh(name, c, "cat /proc/self/uid_map /proc/self/gid_map")
 			if _, err := fmt.Sscan(maps, &inside[0], &first[0], &length[0], &inside[1], &first[1], &length[1]); err != nil {
-				t.Fatalf("%s, %s: maps are %q: %v", name, c, maps, err)
+				k.t.Fatalf("%s, %s: maps are %q: %v", name, c, maps, err)
 			}
 			if inside != [2]int{} || first[0] != first[1] || first[0] < idsPerPod || first[0]%idsPerPod != 0 || length != [2]int{idsPerPod, idsPerPod} {
-				t.Errorf("%s, %s: maps are %q", name, c, maps)
+				k.t.Errorf("%s, %s: maps are %q", name, c, maps)
 			}
 			if other := firsts[first[0]]; other != "" && other != name {
-				t.Errorf("%s and %s share the ids from %d", name, other, first[0])
+				k.t.Errorf("%s and %s share the ids from %d", name, other, first[0])
 			}
 			firsts[first[0]] = name
 		}
@@ -73,7 +70,7 @@ func (k *kubelet) userNamespaces(t *testing.T) {
 		for _, c := range []string{"root", "user"} {
 			got := k.sh(name, c, "stat -c '%u:%g %n' /disk/* /memory/* /part/* /owned /data/conf; echo $(cat /info/name) $(cat /owned)")
 			if got != want {
-				t.Errorf("%s, %s sees\n%s\nwant\n%s", name, c, got, want)
+				k.t.Errorf("%s, %s sees\n%s\nwant\n%s", name, c, got, want)
 			}
 		}
 		// The volume's own files carry the ids that the pod sees: the mount into it translates.
@@ -81,7 +78,7 @@ func (k *kubelet) userNamespaces(t *testing.T) {
 		for file, uid := range map[string]uint32{"disk/root": 0, "disk/user": 1000, "memory/root": 0, "memory/user": 1000, "part/p/root": 0} {
 			var s syscall.Stat_t
 			if err := syscall.Stat(filepath.Join(dir, file), &s); err != nil || s.Uid != uid || s.Gid != 2000 {
-				t.Errorf("%s: %s is of %d:%d on the host, want %d:2000 (%v)", name, file, s.Uid, s.Gid, uid, err)
+				k.t.Errorf("%s: %s is of %d:%d on the host, want %d:2000 (%v)", name, file, s.Uid, s.Gid, uid, err)
 			}
 		}
 	}

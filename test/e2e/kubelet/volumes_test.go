@@ -68,16 +68,16 @@ func TestVolumes(t *testing.T) {
 	k.run("refused-image", missingImagePod)
 	k.run("refused-image-path", missingImagePathPod)
 
-	t.Run("HostPath", k.hostPath)
-	t.Run("Propagation", k.propagation)
-	t.Run("ReadOnly", k.readOnly)
-	t.Run("EmptyDir", k.emptyDir)
-	t.Run("SubPath", k.subPath)
-	t.Run("SubPathEscape", k.subPathEscape)
-	t.Run("UserNamespaces", k.userNamespaces)
-	t.Run("ImageVolume", k.imageVolume)
-	t.Run("ImageVolumeMissing", k.imageVolumeMissing)
-	t.Run("ImageVolumePathMissing", k.imageVolumePathMissing)
+	k.parallel("HostPath", (*kubelet).hostPath)
+	k.parallel("Propagation", (*kubelet).propagation)
+	k.parallel("ReadOnly", (*kubelet).readOnly)
+	k.parallel("EmptyDir", (*kubelet).emptyDir)
+	k.parallel("SubPath", (*kubelet).subPath)
+	k.parallel("SubPathEscape", (*kubelet).subPathEscape)
+	k.parallel("UserNamespaces", (*kubelet).userNamespaces)
+	k.parallel("ImageVolume", (*kubelet).imageVolume)
+	k.parallel("ImageVolumeMissing", (*kubelet).imageVolumeMissing)
+	k.parallel("ImageVolumePathMissing", (*kubelet).imageVolumePathMissing)
 }
 
 const hostPathPod = `
@@ -107,19 +107,17 @@ const hostPathPod = `
 
 // hostPath: each type is there with its kind, and what the container writes is
 // on the host.
-func (k *kubelet) hostPath(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) hostPath() {
 	k.await("host-path", "is ready", ready)
 	got := k.sh("host-path", "main", `cat /v/none/there /v/file; head -c 2 /v/char | od -An -tx1; stat -c %F /v/*
 		echo from inside | tee /v/dir/new /v/made/new /v/touched >/dev/null`)
 	want := "on the host\na file\n 00 00\nblock special file\ncharacter special file\ndirectory\nregular file\ndirectory\ndirectory\nsocket\nregular empty file"
 	if got != want {
-		t.Errorf("the container sees\n%s\nwant\n%s", got, want)
+		k.t.Errorf("the container sees\n%s\nwant\n%s", got, want)
 	}
 	for _, p := range []string{"dir/new", "made/new", "touched"} {
 		if b, err := os.ReadFile(k.path("host", p)); string(b) != "from inside\n" {
-			t.Errorf("%s on the host: %q, %v", p, b, err)
+			k.t.Errorf("%s on the host: %q, %v", p, b, err)
 		}
 	}
 }
@@ -146,28 +144,26 @@ const propagationPod = `
 // propagation: mounts that are made while the containers run, on the host and by
 // the container with Bidirectional, are seen where they have to be, and so is
 // their end.
-func (k *kubelet) propagation(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) propagation() {
 	k.await("propagation", "is ready", ready)
 	inside := k.path("host", "prop", "inside")
 	if err := os.Mkdir(inside, 0o755); err != nil {
-		t.Fatal(err)
+		k.t.Fatal(err)
 	}
 	k.tmpfs(k.path("host", "prop", "late"))
 	k.sh("propagation", "both", "mount -t tmpfs -o size=1m inside /prop/inside && touch /prop/inside/made-inside")
 	if _, err := os.Stat(filepath.Join(inside, "made-inside")); err != nil {
-		t.Errorf("the host does not see the mount of Bidirectional: %v", err)
+		k.t.Errorf("the host does not see the mount of Bidirectional: %v", err)
 	}
 	for c, want := range map[string]string{"none": "early", "from-host": "early inside late", "both": "early inside late"} {
 		got := k.sh("propagation", c, `grep -o ' /prop/[a-z]* ' /proc/self/mounts | sort | sed 's, */prop/\([a-z]*\) *,\1,'`)
 		if got = strings.Join(strings.Fields(got), " "); got != want {
-			t.Errorf("%s sees the mounts %q, want %q", c, got, want)
+			k.t.Errorf("%s sees the mounts %q, want %q", c, got, want)
 		}
 	}
 	k.sh("propagation", "both", "umount /prop/inside")
 	if got := k.sh("propagation", "from-host", "ls /prop/inside"); got != "" {
-		t.Errorf("after umount by Bidirectional, HostToContainer sees %q", got)
+		k.t.Errorf("after umount by Bidirectional, HostToContainer sees %q", got)
 	}
 }
 
@@ -187,20 +183,18 @@ const readOnlyPod = `
 // for. A kubelet without an API server has no runtime classes and therefore never
 // looks at what crid says of its handlers: it refuses recursiveReadOnly: Enabled
 // and takes IfPossible for Disabled. What crid does when asked is shown below CRI.
-func (k *kubelet) readOnly(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) readOnly() {
 	p := k.await("read-only", "is ready", ready)
 	got := k.sh("read-only", "main", `for d in top possible; do
 		touch /$d/x 2>/dev/null && echo $d is writable
 		touch /$d/below/x 2>/dev/null && echo $d/below is writable
 	done; true`)
 	if got != "top/below is writable\npossible/below is writable" {
-		t.Errorf("%s", got)
+		k.t.Errorf("%s", got)
 	}
 	for _, m := range container(p, "main").VolumeMounts {
 		if m.MountPath == "/possible" && (m.RecursiveReadOnly == nil || *m.RecursiveReadOnly != corev1.RecursiveReadOnlyDisabled) {
-			t.Errorf("status of %s: %v", m.MountPath, m.RecursiveReadOnly)
+			k.t.Errorf("status of %s: %v", m.MountPath, m.RecursiveReadOnly)
 		}
 	}
 }
@@ -222,19 +216,17 @@ const emptyDirPod = `
 
 // emptyDir: on disk and in memory, seen by two containers, there still after a
 // container's restart, gone with the pod.
-func (k *kubelet) emptyDir(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) emptyDir() {
 	p := k.await("empty-dir", "is ready", ready)
 	k.sh("empty-dir", "writer", "echo on disk >/disk/f; echo in memory >/memory/f")
 	if got := k.sh("empty-dir", "reader", "cat /disk/f /memory/f; touch /memory/g 2>&1"+
 		" | grep -o 'Read-only.*'"); got != "on disk\nin memory\nRead-only file system" {
-		t.Errorf("the other container sees %q", got)
+		k.t.Errorf("the other container sees %q", got)
 	}
 	// Columns of df: blocks of 1024 bytes; of stat: the file system's type.
 	for _, c := range []string{"writer", "reader"} {
 		if got := k.sh("empty-dir", c, "df -k /memory | awk 'NR == 2 {print $2}'; stat -f -c %T /memory"); got != "16384\ntmpfs" {
-			t.Errorf("%s: medium Memory with sizeLimit 16Mi is %q", c, got)
+			k.t.Errorf("%s: medium Memory with sizeLimit 16Mi is %q", c, got)
 		}
 	}
 	k.sh("empty-dir", "writer", "touch /memory/end")
@@ -243,11 +235,11 @@ func (k *kubelet) emptyDir(t *testing.T) {
 		return w.RestartCount == 1 && w.State.Running != nil
 	})
 	if got := k.sh("empty-dir", "writer", "cat /disk/f /memory/f; wc -l </disk/starts"); got != "on disk\nin memory\n2" {
-		t.Errorf("after a restart the volumes hold %q", got)
+		k.t.Errorf("after a restart the volumes hold %q", got)
 	}
 	dir := k.path("kubelet", "pods", p.Annotations["kubernetes.io/config.hash"])
 	if _, err := os.Stat(filepath.Join(dir, "volumes", "kubernetes.io~empty-dir", "disk", "f")); err != nil {
-		t.Error(err)
+		k.t.Error(err)
 	}
 	k.remove("empty-dir")
 	k.eventually("its folder is gone", func() error {
@@ -278,18 +270,16 @@ const subPathPod = `
 
 // subPath: folders, files, those that kubelet makes, and all of them once more
 // in the container's next attempt.
-func (k *kubelet) subPath(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) subPath() {
 	k.await("sub-path", "is ready", ready)
 	const look = "cat /dir/c /etc/app.conf /own/f /whole/one/f; touch /etc/app.conf 2>&1 | grep -o Read-only"
 	const want = "deep\nkey=value\nown\none\nRead-only"
 	k.sh("sub-path", "main", "echo own >/own/f; echo one >/one/f")
 	if got := k.sh("sub-path", "main", look); got != want {
-		t.Errorf("sub-paths hold %q, want %q", got, want)
+		k.t.Errorf("sub-paths hold %q, want %q", got, want)
 	}
 	if b, err := os.ReadFile(k.path("host", "sub", "of", "sub-path-"+nodeName, "f")); string(b) != "own\n" {
-		t.Errorf("subPathExpr on the host: %q, %v", b, err)
+		k.t.Errorf("subPathExpr on the host: %q, %v", b, err)
 	}
 	k.sh("sub-path", "main", "touch /end")
 	k.await("sub-path", "has a container that restarted", func(p *corev1.Pod) bool {
@@ -297,7 +287,7 @@ func (k *kubelet) subPath(t *testing.T) {
 		return c.RestartCount == 1 && c.State.Running != nil
 	})
 	if got := k.sh("sub-path", "main", look); got != want {
-		t.Errorf("after a restart sub-paths hold %q, want %q", got, want)
+		k.t.Errorf("after a restart sub-paths hold %q, want %q", got, want)
 	}
 }
 
@@ -313,15 +303,13 @@ const escapePod = `
 
 // subPathEscape: a sub-path that a symbolic link leads out of the volume does not
 // come to crid.
-func (k *kubelet) subPathEscape(t *testing.T) {
-	t.Parallel()
-	k = k.within(t)
+func (k *kubelet) subPathEscape() {
 	p := k.await("refused-sub-path", "waits", func(p *corev1.Pod) bool {
 		c := container(p, "refused")
 		return c != nil && c.State.Waiting != nil && c.State.Waiting.Reason == "CreateContainerConfigError"
 	})
 	if got := container(p, "refused").State.Waiting.Message; !strings.Contains(got, `subPath for volumeMount "host" of container "refused"`) {
-		t.Errorf("it waits because of %q", got)
+		k.t.Errorf("it waits because of %q", got)
 	}
 	k.remove("refused-sub-path")
 }
