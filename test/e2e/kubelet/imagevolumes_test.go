@@ -4,7 +4,6 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	corev1 "k8s.io/api/core/v1"
 
 	"github.com/cridproject/crid/test/e2e"
 )
@@ -55,7 +54,7 @@ const missingImagePod = `
 `
 
 func (k *kubelet) imageVolumeMissing() {
-	k.refused("refused-image", "ErrImagePull", "ImagePullBackOff", "registry.k8s.io/e2e/absent:1")
+	k.refused("refused-image", waits{"main", "ErrImagePull|ImagePullBackOff", []string{"registry.k8s.io/e2e/absent:1"}})
 }
 
 const missingImagePathPod = `
@@ -69,18 +68,5 @@ const missingImagePathPod = `
 `
 
 func (k *kubelet) imageVolumePathMissing() {
-	k.refused("refused-image-path", "CreateContainerError", "CreateContainerError", "sub/absent")
-}
-
-// refused awaits that the container waits for one of two reasons, with a message
-// that says what is missing.
-func (k *kubelet) refused(name, reason, later, says string) {
-	k.t.Helper()
-	p := k.await(name, "waits because of "+reason, func(p *corev1.Pod) bool {
-		c := container(p, "main")
-		return c != nil && c.State.Waiting != nil && (c.State.Waiting.Reason == reason || c.State.Waiting.Reason == later)
-	})
-	if got := container(p, "main").State.Waiting.Message; !strings.Contains(got, says) {
-		k.t.Errorf("it waits because of %q", got)
-	}
+	k.refused("refused-image-path", waits{"main", "CreateContainerError", []string{"sub/absent"}})
 }

@@ -59,26 +59,21 @@ func (k *kubelet) testRefused() {
 			command: [sleep, "1000"]
 			lifecycle: {postStart: {exec: {command: [sh, -c, "echo no luck; exit 8"]}}}
 	`)
-	missing := []waits{
-		{"unknown", "ErrImagePull", []string{"image here.test/e2e/unknown:1", "404"}},
-		{"unknown", "ImagePullBackOff", []string{"here.test/e2e/unknown:1", "404"}},
-		{"registry-down", "RegistryUnavailable", []string{"down.test/e2e/any:1", "the registry is unavailable: ", "127.0.0.1:1"}},
-		{"not-signed", "SignatureValidationFailed", []string{"refused.test/e2e/busybox:1", "signature policy", "reject"}},
-		{"never", "ErrImageNeverPull", []string{"registry.k8s.io/e2e/never:1"}},
-		{"bad-name", "InvalidImageName", []string{"registry.k8s.io/UPPER/case:1"}},
-		{"root", "CreateContainerConfigError", []string{"image will run as root"}},
-		{"named-user", "CreateContainerConfigError", []string{"non-numeric user (www)"}},
-		{"no-command", "RunContainerError", []string{`exec: "/bin/none": stat /bin/none: no such file or directory; the image has no such program`}},
-		{"not-in-path", "RunContainerError", []string{`exec: "none": executable file not found in $PATH; the image has no such program`}},
-		{"not-executable", "RunContainerError", []string{`exec: "/etc/passwd": permission denied; the container's user may not execute it`}},
-		{"no-profile", "CreateContainerError", []string{"seccomp.localhost_ref: no such file", k.path("kubelet", "seccomp", "none.json")}},
-		{"hook", "PostStartHookError", []string{"exited with 8", "no luck"}},
-	}
-	// Some of them come and go with each of kubelet's tries.
-	k.await("refused", "has shown all reasons", func(p *corev1.Pod) bool {
-		missing = slices.DeleteFunc(missing, func(w waits) bool { return w.seen(k.t, container(p, w.container)) })
-		return len(missing) == 0
-	})
+	k.refused("refused",
+		waits{"unknown", "ErrImagePull", []string{"image here.test/e2e/unknown:1", "404"}},
+		waits{"unknown", "ImagePullBackOff", []string{"here.test/e2e/unknown:1", "404"}},
+		waits{"registry-down", "RegistryUnavailable", []string{"down.test/e2e/any:1", "the registry is unavailable: ", "127.0.0.1:1"}},
+		waits{"not-signed", "SignatureValidationFailed", []string{"refused.test/e2e/busybox:1", "signature policy", "reject"}},
+		waits{"never", "ErrImageNeverPull", []string{"registry.k8s.io/e2e/never:1"}},
+		waits{"bad-name", "InvalidImageName", []string{"registry.k8s.io/UPPER/case:1"}},
+		waits{"root", "CreateContainerConfigError", []string{"image will run as root"}},
+		waits{"named-user", "CreateContainerConfigError", []string{"non-numeric user (www)"}},
+		waits{"no-command", "RunContainerError", []string{`exec: "/bin/none": stat /bin/none: no such file or directory; the image has no such program`}},
+		waits{"not-in-path", "RunContainerError", []string{`exec: "none": executable file not found in $PATH; the image has no such program`}},
+		waits{"not-executable", "RunContainerError", []string{`exec: "/etc/passwd": permission denied; the container's user may not execute it`}},
+		waits{"no-profile", "CreateContainerError", []string{"seccomp.localhost_ref: no such file", k.path("kubelet", "seccomp", "none.json")}},
+		waits{"hook", "PostStartHookError", []string{"exited with 8", "no luck"}},
+	)
 	// What crid has said stays in the status when kubelet tries again.
 	c := k.awaitContainer("refused", "no-command", "has a last state", func(c *corev1.ContainerStatus) bool { return c.LastTerminationState.Terminated != nil })
 	if last := c.LastTerminationState.Terminated; last == nil || last.Reason != "StartError" || last.ExitCode != 128 || !strings.Contains(last.Message, "/bin/none") {
@@ -90,13 +85,23 @@ func (k *kubelet) testRefused() {
 
 // waits is the state of a container that cannot run.
 type waits struct {
-	container, reason string
+	container, reason string   // with | between several reasons, one of which it has
 	message           []string // parts of it
+}
+
+// refused awaits that containers of a pod wait so. Some reasons come and go with each
+// of kubelet's tries.
+func (k *kubelet) refused(pod string, missing ...waits) {
+	k.t.Helper()
+	k.await(pod, "has shown all reasons", func(p *corev1.Pod) bool {
+		missing = slices.DeleteFunc(missing, func(w waits) bool { return w.seen(k.t, container(p, w.container)) })
+		return len(missing) == 0
+	})
 }
 
 // seen reports whether c waits for the reason, and checks the message that comes with it.
 func (w waits) seen(t testing.TB, c *corev1.ContainerStatus) bool {
-	if c == nil || c.State.Waiting == nil || c.State.Waiting.Reason != w.reason {
+	if c == nil || c.State.Waiting == nil || !slices.Contains(strings.Split(w.reason, "|"), c.State.Waiting.Reason) {
 		return false
 	}
 	for _, part := range w.message {

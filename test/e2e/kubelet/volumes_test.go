@@ -304,12 +304,6 @@ const escapePod = `
 // subPathEscape: a sub-path that a symbolic link leads out of the volume does not
 // come to crid.
 func (k *kubelet) subPathEscape() {
-	p := k.await("refused-sub-path", "waits", func(p *corev1.Pod) bool {
-		c := container(p, "refused")
-		return c != nil && c.State.Waiting != nil && c.State.Waiting.Reason == "CreateContainerConfigError"
-	})
-	if got := container(p, "refused").State.Waiting.Message; !strings.Contains(got, `subPath for volumeMount "host" of container "refused"`) {
-		k.t.Errorf("it waits because of %q", got)
-	}
+	k.refused("refused-sub-path", waits{"refused", "CreateContainerConfigError", []string{`subPath for volumeMount "host" of container "refused"`}})
 	k.remove("refused-sub-path")
 }
