@@ -75,7 +75,7 @@ func (k *kubelet) pod(name string) (*corev1.Pod, error) {
 
 // run gives kubelet the manifest of a pod: spec is YAML, in which DIR stands for
 // the node's folder and IMAGE for busybox's name. Its grace period is a second
-// unless it says another.
+// unless it says another: busybox's sleep is deaf to SIGTERM as the first process.
 func (k *kubelet) run(name, spec string) {
 	k.t.Helper()
 	k.runWith(name, "", spec)

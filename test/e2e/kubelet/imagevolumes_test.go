@@ -19,22 +19,21 @@ func (k *kubelet) pushDataImage() {
 	)))
 }
 
-const imageVolumePod = `
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts:
-		- {name: data, mountPath: /data}
-		- {name: data, mountPath: /deep, subPath: sub/deep}
-	volumes:
-	- {name: data, image: {reference: registry.k8s.io/e2e/data:1, pullPolicy: IfNotPresent}}
-`
-
 // imageVolume: read-only, and its programs run (docs/mounts.md). The digest in the
 // pod's status (gate ImageVolumeWithDigest) is not shown: kubelet 1.36 looks for the
 // mount by a name that CRI does not have.
 func (k *kubelet) imageVolume() {
+	k.run("image-volume", `
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts:
+			- {name: data, mountPath: /data}
+			- {name: data, mountPath: /deep, subPath: sub/deep}
+		volumes:
+		- {name: data, image: {reference: registry.k8s.io/e2e/data:1, pullPolicy: IfNotPresent}}
+	`)
 	k.await("image-volume", "is ready", ready)
 	got := k.sh("image-volume", "main", `cat /data/conf /deep/file; ls /deep; /data/tool
 		for d in /data /data/sub /deep; do touch $d/x 2>&1 | grep -o 'Read-only.*'; done`)
@@ -43,30 +42,28 @@ func (k *kubelet) imageVolume() {
 	}
 }
 
-const missingImagePod = `
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts: [{name: data, mountPath: /data}]
-	volumes:
-	- {name: data, image: {reference: registry.k8s.io/e2e/absent:1}}
-`
-
 func (k *kubelet) imageVolumeMissing() {
+	k.run("refused-image", `
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts: [{name: data, mountPath: /data}]
+		volumes:
+		- {name: data, image: {reference: registry.k8s.io/e2e/absent:1}}
+	`)
 	k.refused("refused-image", waits{"main", "ErrImagePull|ImagePullBackOff", []string{"registry.k8s.io/e2e/absent:1"}})
 }
 
-const missingImagePathPod = `
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts: [{name: data, mountPath: /data, subPath: sub/absent}]
-	volumes:
-	- {name: data, image: {reference: registry.k8s.io/e2e/data:1}}
-`
-
 func (k *kubelet) imageVolumePathMissing() {
+	k.run("refused-image-path", `
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts: [{name: data, mountPath: /data, subPath: sub/absent}]
+		volumes:
+		- {name: data, image: {reference: registry.k8s.io/e2e/data:1}}
+	`)
 	k.refused("refused-image-path", waits{"main", "CreateContainerError", []string{"sub/absent"}})
 }

@@ -17,14 +17,31 @@ func TestLimits(t *testing.T) {
 		"podPidsLimit":         40,
 		"singleProcessOOMKill": true, // version 1 knows nothing else
 	}})
-	k.run("burstable", burstablePod)
-	k.run("guaranteed", guaranteedPod)
-	k.run("best-effort", bestEffortPod)
-	k.run("pod-level", podLevelPod)
-	k.run("node-critical", nodeCriticalPod)
-	k.run("oom", oomPod)
-	k.run("oom-child", oomChildPod)
-	k.run("processes", processesPod)
+	k.run("burstable", `
+		overhead: {memory: 16Mi, cpu: 100m}
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			resources: {requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 500m, memory: 64Mi}}
+		- name: other
+			image: IMAGE
+			command: [sleep, "1000"]
+			resources: {requests: {cpu: 200m}, limits: {cpu: "1", memory: 32Mi}}
+	`)
+	k.run("guaranteed", `
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			resources: {limits: {cpu: 250m, memory: 32Mi}, requests: {cpu: 250m, memory: 32Mi}}
+	`)
+	k.run("best-effort", `
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+	`)
 
 	k.parallel("Container", (*kubelet).containerLimits)
 	k.parallel("QoS", (*kubelet).qosCgroups)
@@ -35,75 +52,6 @@ func TestLimits(t *testing.T) {
 	k.parallel("OOMKilledChild", (*kubelet).oomKilledChild)
 	k.parallel("Processes", (*kubelet).processes)
 }
-
-// busybox's sleep is deaf to SIGTERM as the first process.
-const (
-	burstablePod = `
-	overhead: {memory: 16Mi, cpu: 100m}
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-		resources: {requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 500m, memory: 64Mi}}
-	- name: other
-		image: IMAGE
-		command: [sleep, "1000"]
-		resources: {requests: {cpu: 200m}, limits: {cpu: "1", memory: 32Mi}}
-	`
-	guaranteedPod = `
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-		resources: {limits: {cpu: 250m, memory: 32Mi}, requests: {cpu: 250m, memory: 32Mi}}
-	`
-	bestEffortPod = `
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-	`
-	podLevelPod = `
-	resources: {requests: {cpu: 300m, memory: 48Mi}, limits: {cpu: "2", memory: 96Mi}}
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-	- name: less
-		image: IMAGE
-		command: [sleep, "1000"]
-		resources: {limits: {memory: 24Mi}, requests: {memory: 24Mi}}
-	`
-	nodeCriticalPod = `
-	priorityClassName: system-node-critical
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-	`
-	oomPod = `
-	restartPolicy: Never
-	containers:
-	- name: main
-		image: IMAGE
-		command: [tail, /dev/zero]
-		resources: {limits: {memory: 24Mi}}
-	`
-	oomChildPod = `
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sh, -c, "tail /dev/zero; echo the child ended with $?; exec sleep 1000"]
-		resources: {limits: {memory: 24Mi}}
-	`
-	processesPod = `
-	restartPolicy: Never
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sh, -c, "for i in $(seq 60); do sleep 1000 & echo $i; done 2>&1"]
-	`
-)
 
 // ownLimits prints the limits that a container finds in its own cgroup, in version 2's
 // words: memory, CPU quota and period; and version 1's cpu.shares where they are.
@@ -197,6 +145,17 @@ func (k *kubelet) podMemory(name string) string {
 
 // podLevel: limits of the pod as a whole, which containers without their own have.
 func (k *kubelet) podLevel() {
+	k.run("pod-level", `
+		resources: {requests: {cpu: 300m, memory: 48Mi}, limits: {cpu: "2", memory: 96Mi}}
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+		- name: less
+			image: IMAGE
+			command: [sleep, "1000"]
+			resources: {limits: {memory: 24Mi}, requests: {memory: 24Mi}}
+	`)
 	k.await("pod-level", "is ready", ready)
 	if got, want := k.podMemory("pod-level"), "100663296"; got != want {
 		k.t.Errorf("the pod's memory limit is %s, want %s", got, want)
@@ -230,6 +189,13 @@ func (k *kubelet) hugePages() {
 // system-node-critical, which only CAP_SYS_RESOURCE may set. Without it they get the
 // lowest that there is, and run.
 func (k *kubelet) oomScore() {
+	k.run("node-critical", `
+		priorityClassName: system-node-critical
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+	`)
 	lowest := k.lowestOOMScore(-997)
 	for pod, want := range map[string]string{"guaranteed": lowest, "node-critical": lowest, "best-effort": "1000"} {
 		k.await(pod, "is ready", ready)
@@ -250,6 +216,14 @@ func (k *kubelet) lowestOOMScore(score int) string {
 
 // oomKilled: the reason is the kernel's, which crid has counted.
 func (k *kubelet) oomKilled() {
+	k.run("oom", `
+		restartPolicy: Never
+		containers:
+		- name: main
+			image: IMAGE
+			command: [tail, /dev/zero]
+			resources: {limits: {memory: 24Mi}}
+	`)
 	p := k.await("oom", "has failed", failed)
 	if s := container(p, "main").State.Terminated; s == nil || s.Reason != "OOMKilled" || s.ExitCode != 137 {
 		k.t.Errorf("it ended with %+v, want OOMKilled and 137", s)
@@ -258,6 +232,13 @@ func (k *kubelet) oomKilled() {
 
 // oomKilledChild: a kill that takes only a child is no end of the container.
 func (k *kubelet) oomKilledChild() {
+	k.run("oom-child", `
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sh, -c, "tail /dev/zero; echo the child ended with $?; exec sleep 1000"]
+			resources: {limits: {memory: 24Mi}}
+	`)
 	k.eventually("the child has ended", func() error {
 		p := k.await("oom-child", "is ready", ready)
 		if c := container(p, "main"); c.RestartCount != 0 || c.State.Running == nil {
@@ -276,6 +257,13 @@ func (k *kubelet) oomKilledChild() {
 
 // processes: no more than podPidsLimit in a pod.
 func (k *kubelet) processes() {
+	k.run("processes", `
+		restartPolicy: Never
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sh, -c, "for i in $(seq 60); do sleep 1000 & echo $i; done 2>&1"]
+	`)
 	k.await("processes", "has failed", failed)
 	log := k.logs("processes", "main")
 	if !strings.Contains(log, "can't fork") || !strings.Contains(log, "\n30\n") || strings.Contains(log, "\n41\n") {

@@ -6,41 +6,41 @@ import (
 	"syscall"
 )
 
-// Two of these run at once.
-const usersPod = `
-	hostUsers: false
-	securityContext: {fsGroup: 2000}
-	containers:
-	- name: root
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts: &mounts
-		- {name: disk, mountPath: /disk}
-		- {name: memory, mountPath: /memory}
-		- {name: part, mountPath: /part, subPath: p}
-		- {name: info, mountPath: /info}
-		- {name: owned, mountPath: /owned}
-		- {name: data, mountPath: /data}
-	- name: user
-		image: IMAGE
-		command: [sleep, "1000"]
-		securityContext: {runAsUser: 1000, runAsGroup: 1000}
-		volumeMounts: *mounts
-	volumes:
-	- {name: disk, emptyDir: {}}
-	- {name: memory, emptyDir: {medium: Memory}}
-	- {name: part, emptyDir: {}}
-	- {name: info, downwardAPI: {defaultMode: 0440, items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}
-	- {name: owned, hostPath: {path: DIR/host/owned, type: File}}
-	- {name: data, image: {reference: registry.k8s.io/e2e/data:1}}
-`
-
 // userNamespaces: the ids of a pod with hostUsers: false are its own, and the
 // volumes have the owners that they would have without: inside, and on the host.
 func (k *kubelet) userNamespaces() {
 	const idsPerPod = 65536
-	firsts := map[int]string{}
-	for _, name := range []string{"users-a", "users-b"} {
+	firsts, names := map[int]string{}, []string{"users-a", "users-b"}
+	for _, name := range names {
+		k.run(name, `
+			hostUsers: false
+			securityContext: {fsGroup: 2000}
+			containers:
+			- name: root
+				image: IMAGE
+				command: [sleep, "1000"]
+				volumeMounts: &mounts
+				- {name: disk, mountPath: /disk}
+				- {name: memory, mountPath: /memory}
+				- {name: part, mountPath: /part, subPath: p}
+				- {name: info, mountPath: /info}
+				- {name: owned, mountPath: /owned}
+				- {name: data, mountPath: /data}
+			- name: user
+				image: IMAGE
+				command: [sleep, "1000"]
+				securityContext: {runAsUser: 1000, runAsGroup: 1000}
+				volumeMounts: *mounts
+			volumes:
+			- {name: disk, emptyDir: {}}
+			- {name: memory, emptyDir: {medium: Memory}}
+			- {name: part, emptyDir: {}}
+			- {name: info, downwardAPI: {defaultMode: 0440, items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}
+			- {name: owned, hostPath: {path: DIR/host/owned, type: File}}
+			- {name: data, image: {reference: registry.k8s.io/e2e/data:1}}
+		`)
+	}
+	for _, name := range names {
 		p := k.await(name, "is ready", ready)
 		for _, c := range []string{"root", "user"} {
 			var inside, first, length [2]int

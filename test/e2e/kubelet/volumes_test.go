@@ -55,18 +55,6 @@ func TestVolumes(t *testing.T) {
 	}
 	// Nobody is asked when this registry has not got an image.
 	k.WriteFile(k.path("certs.d", "registry.k8s.io", "hosts.toml"), fmt.Sprintf("server = %q\n", "http://"+k.Registry.Addr))
-	k.run("host-path", hostPathPod)
-	k.run("propagation", propagationPod)
-	k.run("read-only", readOnlyPod)
-	k.run("empty-dir", emptyDirPod)
-	k.run("sub-path", subPathPod)
-	k.run("refused-sub-path", escapePod)
-
-	k.run("users-a", usersPod)
-	k.run("users-b", usersPod)
-	k.run("image-volume", imageVolumePod)
-	k.run("refused-image", missingImagePod)
-	k.run("refused-image-path", missingImagePathPod)
 
 	k.parallel("HostPath", (*kubelet).hostPath)
 	k.parallel("Propagation", (*kubelet).propagation)
@@ -80,34 +68,33 @@ func TestVolumes(t *testing.T) {
 	k.parallel("ImageVolumePathMissing", (*kubelet).imageVolumePathMissing)
 }
 
-const hostPathPod = `
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts:
-		- {name: none, mountPath: /v/none}
-		- {name: dir, mountPath: /v/dir}
-		- {name: made, mountPath: /v/made}
-		- {name: file, mountPath: /v/file}
-		- {name: touched, mountPath: /v/touched}
-		- {name: socket, mountPath: /v/socket}
-		- {name: char, mountPath: /v/char}
-		- {name: block, mountPath: /v/block}
-	volumes:
-	- {name: none, hostPath: {path: DIR/host/dir}}
-	- {name: dir, hostPath: {path: DIR/host/dir, type: Directory}}
-	- {name: made, hostPath: {path: DIR/host/made, type: DirectoryOrCreate}}
-	- {name: file, hostPath: {path: DIR/host/file, type: File}}
-	- {name: touched, hostPath: {path: DIR/host/touched, type: FileOrCreate}}
-	- {name: socket, hostPath: {path: DIR/host/socket, type: Socket}}
-	- {name: char, hostPath: {path: /dev/zero, type: CharDevice}}
-	- {name: block, hostPath: {path: /dev/loop0, type: BlockDevice}}
-`
-
 // hostPath: each type is there with its kind, and what the container writes is
 // on the host.
 func (k *kubelet) hostPath() {
+	k.run("host-path", `
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts:
+			- {name: none, mountPath: /v/none}
+			- {name: dir, mountPath: /v/dir}
+			- {name: made, mountPath: /v/made}
+			- {name: file, mountPath: /v/file}
+			- {name: touched, mountPath: /v/touched}
+			- {name: socket, mountPath: /v/socket}
+			- {name: char, mountPath: /v/char}
+			- {name: block, mountPath: /v/block}
+		volumes:
+		- {name: none, hostPath: {path: DIR/host/dir}}
+		- {name: dir, hostPath: {path: DIR/host/dir, type: Directory}}
+		- {name: made, hostPath: {path: DIR/host/made, type: DirectoryOrCreate}}
+		- {name: file, hostPath: {path: DIR/host/file, type: File}}
+		- {name: touched, hostPath: {path: DIR/host/touched, type: FileOrCreate}}
+		- {name: socket, hostPath: {path: DIR/host/socket, type: Socket}}
+		- {name: char, hostPath: {path: /dev/zero, type: CharDevice}}
+		- {name: block, hostPath: {path: /dev/loop0, type: BlockDevice}}
+	`)
 	k.await("host-path", "is ready", ready)
 	got := k.sh("host-path", "main", `cat /v/none/there /v/file; head -c 2 /v/char | od -An -tx1; stat -c %F /v/*
 		echo from inside | tee /v/dir/new /v/made/new /v/touched >/dev/null`)
@@ -122,29 +109,28 @@ func (k *kubelet) hostPath() {
 	}
 }
 
-const propagationPod = `
-	containers:
-	- name: none
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts: [{name: prop, mountPath: /prop, mountPropagation: None}]
-	- name: from-host
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts: [{name: prop, mountPath: /prop, mountPropagation: HostToContainer}]
-	- name: both
-		image: IMAGE
-		command: [sleep, "1000"]
-		securityContext: {privileged: true}
-		volumeMounts: [{name: prop, mountPath: /prop, mountPropagation: Bidirectional}]
-	volumes:
-	- {name: prop, hostPath: {path: DIR/host/prop}}
-`
-
 // propagation: mounts that are made while the containers run, on the host and by
 // the container with Bidirectional, are seen where they have to be, and so is
 // their end.
 func (k *kubelet) propagation() {
+	k.run("propagation", `
+		containers:
+		- name: none
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts: [{name: prop, mountPath: /prop, mountPropagation: None}]
+		- name: from-host
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts: [{name: prop, mountPath: /prop, mountPropagation: HostToContainer}]
+		- name: both
+			image: IMAGE
+			command: [sleep, "1000"]
+			securityContext: {privileged: true}
+			volumeMounts: [{name: prop, mountPath: /prop, mountPropagation: Bidirectional}]
+		volumes:
+		- {name: prop, hostPath: {path: DIR/host/prop}}
+	`)
 	k.await("propagation", "is ready", ready)
 	inside := k.path("host", "prop", "inside")
 	if err := os.Mkdir(inside, 0o755); err != nil {
@@ -167,23 +153,22 @@ func (k *kubelet) propagation() {
 	}
 }
 
-const readOnlyPod = `
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts:
-		- {name: tree, mountPath: /top, readOnly: true}
-		- {name: tree, mountPath: /possible, readOnly: true, recursiveReadOnly: IfPossible}
-	volumes:
-	- {name: tree, hostPath: {path: DIR/host/tree}}
-`
-
 // readOnly: the volume is read-only, a mount below it is not unless that is asked
 // for. A kubelet without an API server has no runtime classes and therefore never
 // looks at what crid says of its handlers: it refuses recursiveReadOnly: Enabled
 // and takes IfPossible for Disabled. What crid does when asked is shown below CRI.
 func (k *kubelet) readOnly() {
+	k.run("read-only", `
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts:
+			- {name: tree, mountPath: /top, readOnly: true}
+			- {name: tree, mountPath: /possible, readOnly: true, recursiveReadOnly: IfPossible}
+		volumes:
+		- {name: tree, hostPath: {path: DIR/host/tree}}
+	`)
 	p := k.await("read-only", "is ready", ready)
 	got := k.sh("read-only", "main", `for d in top possible; do
 		touch /$d/x 2>/dev/null && echo $d is writable
@@ -199,24 +184,23 @@ func (k *kubelet) readOnly() {
 	}
 }
 
-const emptyDirPod = `
-	containers:
-	- name: writer
-		image: IMAGE
-		command: [sh, -c, "date >>/disk/starts; until test -e /memory/end; do sleep 0.1; done; rm /memory/end"]
-		volumeMounts: [{name: disk, mountPath: /disk}, {name: memory, mountPath: /memory}]
-	- name: reader
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts: [{name: disk, mountPath: /disk}, {name: memory, mountPath: /memory, readOnly: true}]
-	volumes:
-	- {name: disk, emptyDir: {}}
-	- {name: memory, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
-`
-
 // emptyDir: on disk and in memory, seen by two containers, there still after a
 // container's restart, gone with the pod.
 func (k *kubelet) emptyDir() {
+	k.run("empty-dir", `
+		containers:
+		- name: writer
+			image: IMAGE
+			command: [sh, -c, "date >>/disk/starts; until test -e /memory/end; do sleep 0.1; done; rm /memory/end"]
+			volumeMounts: [{name: disk, mountPath: /disk}, {name: memory, mountPath: /memory}]
+		- name: reader
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts: [{name: disk, mountPath: /disk}, {name: memory, mountPath: /memory, readOnly: true}]
+		volumes:
+		- {name: disk, emptyDir: {}}
+		- {name: memory, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
+	`)
 	p := k.await("empty-dir", "is ready", ready)
 	k.sh("empty-dir", "writer", "echo on disk >/disk/f; echo in memory >/memory/f")
 	if got := k.sh("empty-dir", "reader", "cat /disk/f /memory/f; touch /memory/g 2>&1"+
@@ -250,27 +234,26 @@ func (k *kubelet) emptyDir() {
 	})
 }
 
-const subPathPod = `
-	containers:
-	- name: main
-		image: IMAGE
-		command: [sh, -c, "until test -e /end; do sleep 0.1; done"]
-		env:
-		- {name: POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-		volumeMounts:
-		- {name: host, mountPath: /dir, subPath: a/b}
-		- {name: host, mountPath: /etc/app.conf, subPath: conf, readOnly: true}
-		- {name: host, mountPath: /own, subPathExpr: of/$(POD)}
-		- {name: empty, mountPath: /one, subPath: one}
-		- {name: empty, mountPath: /whole}
-	volumes:
-	- {name: host, hostPath: {path: DIR/host/sub}}
-	- {name: empty, emptyDir: {medium: Memory}}
-`
-
 // subPath: folders, files, those that kubelet makes, and all of them once more
 // in the container's next attempt.
 func (k *kubelet) subPath() {
+	k.run("sub-path", `
+		containers:
+		- name: main
+			image: IMAGE
+			command: [sh, -c, "until test -e /end; do sleep 0.1; done"]
+			env:
+			- {name: POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+			volumeMounts:
+			- {name: host, mountPath: /dir, subPath: a/b}
+			- {name: host, mountPath: /etc/app.conf, subPath: conf, readOnly: true}
+			- {name: host, mountPath: /own, subPathExpr: of/$(POD)}
+			- {name: empty, mountPath: /one, subPath: one}
+			- {name: empty, mountPath: /whole}
+		volumes:
+		- {name: host, hostPath: {path: DIR/host/sub}}
+		- {name: empty, emptyDir: {medium: Memory}}
+	`)
 	k.await("sub-path", "is ready", ready)
 	const look = "cat /dir/c /etc/app.conf /own/f /whole/one/f; touch /etc/app.conf 2>&1 | grep -o Read-only"
 	const want = "deep\nkey=value\nown\none\nRead-only"
@@ -291,19 +274,18 @@ func (k *kubelet) subPath() {
 	}
 }
 
-const escapePod = `
-	containers:
-	- name: refused
-		image: IMAGE
-		command: [sleep, "1000"]
-		volumeMounts: [{name: host, mountPath: /leak, subPath: out/passwd}]
-	volumes:
-	- {name: host, hostPath: {path: DIR/host/sub}}
-`
-
 // subPathEscape: a sub-path that a symbolic link leads out of the volume does not
 // come to crid.
 func (k *kubelet) subPathEscape() {
+	k.run("refused-sub-path", `
+		containers:
+		- name: refused
+			image: IMAGE
+			command: [sleep, "1000"]
+			volumeMounts: [{name: host, mountPath: /leak, subPath: out/passwd}]
+		volumes:
+		- {name: host, hostPath: {path: DIR/host/sub}}
+	`)
 	k.refused("refused-sub-path", waits{"refused", "CreateContainerConfigError", []string{`subPath for volumeMount "host" of container "refused"`}})
 	k.remove("refused-sub-path")
 }
