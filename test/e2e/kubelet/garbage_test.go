@@ -17,7 +17,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc"
-	corev1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cridproject/crid/internal/testutil"
@@ -167,10 +166,7 @@ func (g *garbage) room(dir string) (available, capacity int64) {
 // containers: of a container that restarts kubelet keeps the last attempt before
 // the one that runs, and its log.
 func (g *garbage) containers() {
-	g.await("restarts", "has restarted thrice", func(p *corev1.Pod) bool {
-		c := container(p, "main")
-		return c != nil && c.RestartCount == 3 && c.State.Running != nil
-	})
+	g.awaitContainer("restarts", "main", "has restarted thrice", restarted(3))
 	g.eventually("older attempts are gone", func() error {
 		r, err := g.Runtime.ListContainers(g.Ctx(), &cri.ListContainersRequest{
 			Filter: &cri.ContainerFilter{LabelSelector: map[string]string{"io.kubernetes.pod.name": "restarts-" + nodeName}},

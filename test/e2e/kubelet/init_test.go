@@ -95,7 +95,7 @@ func (k *kubelet) testSidecars() {
 
 	// A sidecar that dies is restarted; nobody else is.
 	k.WriteFile(k.path("sidecars", "die"), "")
-	side = k.awaitContainer("sidecars", "side", "has been restarted", func(c *corev1.ContainerStatus) bool { return running(c) && c.RestartCount == 1 })
+	side = k.awaitContainer("sidecars", "side", "has been restarted", restarted(1))
 	if last := side.LastTerminationState.Terminated; last == nil || last.ExitCode != 5 {
 		k.t.Errorf("the sidecar's last state is %v, want exit code 5", side.LastTerminationState)
 	}

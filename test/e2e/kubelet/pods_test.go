@@ -120,6 +120,20 @@ func (k *kubelet) awaitContainer(pod, name, what string, ok func(*corev1.Contain
 
 func running(c *corev1.ContainerStatus) bool { return c.State.Running != nil }
 
+// restarted holds for a container that runs and was restarted so often.
+func restarted(times int32) func(*corev1.ContainerStatus) bool {
+	return func(c *corev1.ContainerStatus) bool { return running(c) && c.RestartCount == times }
+}
+
+// untouched checks that a pod's container runs, and how often it was restarted.
+func (k *kubelet) untouched(pod, name string, restarts int32) {
+	k.t.Helper()
+	p := k.await(pod, "is ready", ready)
+	if c := container(p, name); p.Status.Phase != corev1.PodRunning || !restarted(restarts)(c) {
+		k.t.Fatalf("%s is %s with %d restarts, want Running with %d: %v", pod, p.Status.Phase, c.RestartCount, restarts, c)
+	}
+}
+
 // started reports whether a container's startup probe, if it has one, has succeeded.
 func started(c *corev1.ContainerStatus) bool { return c.Started != nil && *c.Started }
 

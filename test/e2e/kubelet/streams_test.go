@@ -76,9 +76,9 @@ func TestStreams(t *testing.T) {
 	}
 	init := k.await("kinds", "has its init container", func(p *corev1.Pod) bool {
 		s := container(p, "init")
-		return s != nil && s.State.Running != nil
+		return s != nil && running(s)
 	})
-	if side := container(init, "side"); side.Started == nil || !*side.Started {
+	if side := container(init, "side"); !started(side) {
 		t.Errorf("the sidecar is %v while the init container runs", side)
 	}
 	t.Run("ExecInInitContainer", func(t *testing.T) {

@@ -214,10 +214,7 @@ func (k *kubelet) emptyDir() {
 		}
 	}
 	k.sh("empty-dir", "writer", "touch /memory/end")
-	k.await("empty-dir", "has a writer that restarted", func(p *corev1.Pod) bool {
-		w := container(p, "writer")
-		return w.RestartCount == 1 && w.State.Running != nil
-	})
+	k.awaitContainer("empty-dir", "writer", "has restarted", restarted(1))
 	if got := k.sh("empty-dir", "writer", "cat /disk/f /memory/f; wc -l </disk/starts"); got != "on disk\nin memory\n2" {
 		k.t.Errorf("after a restart the volumes hold %q", got)
 	}
@@ -265,10 +262,7 @@ func (k *kubelet) subPath() {
 		k.t.Errorf("subPathExpr on the host: %q, %v", b, err)
 	}
 	k.sh("sub-path", "main", "touch /end")
-	k.await("sub-path", "has a container that restarted", func(p *corev1.Pod) bool {
-		c := container(p, "main")
-		return c.RestartCount == 1 && c.State.Running != nil
-	})
+	k.awaitContainer("sub-path", "main", "has restarted", restarted(1))
 	if got := k.sh("sub-path", "main", look); got != want {
 		k.t.Errorf("after a restart sub-paths hold %q, want %q", got, want)
 	}
