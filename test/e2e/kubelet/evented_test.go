@@ -18,6 +18,18 @@ const (
 	discarded  = "kubelet_pleg_discard_events"
 )
 
+// awaitMetric waits until kubelet's figures about itself have a text.
+func (k *kubelet) awaitMetric(text string) {
+	k.t.Helper()
+	k.eventually("kubelet has counted", func() error {
+		body, err := get(server + "/metrics")
+		if err == nil && !strings.Contains(body, text) {
+			err = fmt.Errorf("no %q", text)
+		}
+		return err
+	})
+}
+
 // metric is a figure of kubelet's about itself, over all labels; of a histogram the count.
 func (k *kubelet) metric(family string) int {
 	k.t.Helper()

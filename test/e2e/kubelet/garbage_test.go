@@ -125,14 +125,7 @@ func (g *garbage) awaitImages(unused int) {
 // collected checks how many images kubelet counts as removed since it was started.
 func (g *garbage) collected(reason string, want int) {
 	g.t.Helper()
-	line := fmt.Sprintf("kubelet_image_garbage_collected_total{reason=%q} %d\n", reason, want)
-	g.eventually("kubelet has counted", func() error {
-		body, err := get(server + "/metrics")
-		if err == nil && !strings.Contains(body, line) {
-			err = fmt.Errorf("no %q", line)
-		}
-		return err
-	})
+	g.awaitMetric(fmt.Sprintf("kubelet_image_garbage_collected_total{reason=%q} %d\n", reason, want))
 }
 
 // disks are those in kubelet's summary.

@@ -3,7 +3,6 @@ package kubelet
 import (
 	"fmt"
 	"regexp"
-	"strings"
 )
 
 // Pods are not evicted here: pods of files are critical for kubelet, and it does not
@@ -73,13 +72,7 @@ func (g *garbage) memoryPressure() {
 		`pods ranked for eviction" pods=\["default/big-node",("default/(uses|restarts)-node",){2}"default/modest-node"\]`,
 		`cannot evict a critical pod" pod="default/big-node"`,
 	)
-	g.eventually("kubelet counts", func() error {
-		body, err := get(server + "/metrics")
-		if err == nil && !strings.Contains(body, `kubelet_eviction_stats_age_seconds_count{eviction_signal="memory.available"}`) {
-			err = fmt.Errorf("no age of the figures that it used")
-		}
-		return err
-	})
+	g.awaitMetric(`kubelet_eviction_stats_age_seconds_count{eviction_signal="memory.available"}`) // the age of the figures that it used
 	for name, restarts := range map[string]int32{"big": 0, "modest": 0, "uses": 0, "restarts": 3} {
 		g.untouched(name, "main", restarts)
 	}
