@@ -28,8 +28,10 @@ var client = &http.Client{
 const server = "https://127.0.0.1:" + port
 
 // get is the body of an answer of kubelet's or of a pod's.
-func get(url string) (string, error) {
-	r, err := client.Get(url)
+func get(url string) (string, error) { return getBy(client, url) }
+
+func getBy(c *http.Client, url string) (string, error) {
+	r, err := c.Get(url)
 	if err != nil {
 		return "", err
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -335,19 +334,10 @@ func visit(url string) *visitor {
 }
 
 func (v *visitor) ask() {
-	c := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
-	err := func() error {
-		r, err := c.Get(v.url)
-		if err != nil {
-			return err
-		}
-		defer r.Body.Close()
-		page, err := io.ReadAll(r.Body)
-		if err == nil && string(page) != "hello from a pod\n" {
-			err = fmt.Errorf("%s: %s: %q", v.url, r.Status, page)
-		}
-		return err
-	}()
+	page, err := getBy(&http.Client{Timeout: time.Minute, Transport: client.Transport}, v.url)
+	if err == nil && page != "hello from a pod\n" {
+		err = fmt.Errorf("%s: %q", v.url, page)
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err != nil {
