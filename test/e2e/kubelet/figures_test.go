@@ -60,17 +60,13 @@ func TestFigures(t *testing.T) {
 			readinessProbe: {exec: {command: [test, -e, /ready]}, periodSeconds: 1, timeoutSeconds: 60}
 	`)
 	k.await("figures", "is ready", ready)
-	k.eventually("the summary counts what was written", func() error {
-		p, err := k.summary("figures")
-		if err == nil && (len(p.Containers) != 1 || p.Containers[0].Rootfs.UsedBytes < 8<<20) {
+	var p *podUsage
+	k.eventually("the summary counts what was written", func() (err error) {
+		if p, err = k.summary("figures"); err == nil && (len(p.Containers) != 1 || p.Containers[0].Rootfs.UsedBytes < 8<<20) {
 			err = fmt.Errorf("it has %+v", p)
 		}
 		return err
 	})
-	p, err := k.summary("figures")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for what, u := range map[string]usage{"pod": p.usage, "container": p.Containers[0]} {
 		if m := u.Memory; u.CPU.UsageCoreNanoSeconds == 0 || m.RSSBytes < 16<<20 || m.WorkingSetBytes < 16<<20 || m.WorkingSetBytes+m.AvailableBytes != 256<<20 {
 			t.Errorf("%s: %+v, want CPU time and 16 MiB of 256", what, u)

@@ -82,16 +82,11 @@ func (k *kubelet) wantEvent(text string) {
 	})
 }
 
-// steps are the lines that a pod's containers have written to a file of the node.
-func (k *kubelet) steps(file string) []string {
-	k.t.Helper()
-	return strings.Fields(k.read(k.path(file)))
-}
-
-// wantSteps compares them with what they must be, in this order.
+// wantSteps compares the lines that a pod's containers have written to a file of the
+// node with what they must be, in this order.
 func (k *kubelet) wantSteps(file string, want ...string) {
 	k.t.Helper()
-	if got := k.steps(file); !slices.Equal(got, want) {
+	if got := strings.Fields(k.read(k.path(file))); !slices.Equal(got, want) {
 		k.t.Errorf("%s holds the steps %q, want %q", file, got, want)
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"os"
 	"regexp"
 	"strings"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
 // noMkdir is a seccomp profile, in kubelet's folder for them, that forbids one thing.
@@ -131,7 +129,7 @@ func (k *kubelet) testUnmasked() {
 			image: IMAGE
 			command: [sleep, "1000"]
 	`)
-	k.await("unmasked", "is ready", func(p *corev1.Pod) bool { return ready(p) })
+	k.await("unmasked", "is ready", ready)
 	for name, masked := range map[string]bool{"unmasked": false, "masked": true} {
 		if got := k.exec("unmasked", name, "cat", "/proc/self/mountinfo"); strings.Contains(got, " /proc/") != masked {
 			k.t.Errorf("container %s: masked is %v, want %v: %s", name, !masked, masked, got)
