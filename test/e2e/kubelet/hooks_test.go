@@ -12,9 +12,7 @@ func (k *kubelet) testHooks() {
 	k.run("hooks", `
 		os: {name: linux}
 		terminationGracePeriodSeconds: 60
-		volumes:
-		- name: out
-			hostPath: {path: DIR/hooks, type: DirectoryOrCreate}
+		volumes: [{name: out, hostPath: {path: DIR/hooks, type: DirectoryOrCreate}}]
 		containers:
 		- name: exec
 			image: IMAGE
@@ -22,11 +20,7 @@ func (k *kubelet) testHooks() {
 			lifecycle:
 				postStart: {exec: {command: [sh, -c, "echo postStart >>/out/exec"]}}
 				preStop: {exec: {command: [sh, -c, "echo preStop >>/out/exec"]}}
-			livenessProbe: &bad
-				exec: {command: [test, "!", -e, /tmp/bad]}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			livenessProbe: &bad {exec: {command: [test, "!", -e, /tmp/bad]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 			volumeMounts: &out [{name: out, mountPath: /out}]
 		- name: http
 			image: IMAGE
@@ -41,10 +35,7 @@ func (k *kubelet) testHooks() {
 				httpd -f -p 8081 -h /www & wait
 			lifecycle:
 				preStop: {httpGet: {path: /cgi-bin/stop, port: 8081, httpHeaders: [{name: Why, value: leaving}]}}
-			startupProbe:
-				httpGet: {path: /index.html, port: 8081}
-				periodSeconds: 1
-				failureThreshold: 1000
+			startupProbe: {httpGet: {path: /index.html, port: 8081}, periodSeconds: 1, failureThreshold: 1000}
 			livenessProbe: *bad
 			volumeMounts: *out
 		- name: sleep
@@ -62,12 +53,7 @@ func (k *kubelet) testHooks() {
 			- |
 				trap 'echo term >>/out/stubborn; echo stubborn >>/out/order' TERM
 				until [ -e /out/quit ]; do sleep 0.1; done
-			livenessProbe:
-				exec: {command: [test, "!", -e, /tmp/bad]}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
-				terminationGracePeriodSeconds: 2
+			livenessProbe: {<<: *bad, terminationGracePeriodSeconds: 2}
 			volumeMounts: *out
 		- name: signal
 			image: IMAGE

@@ -7,9 +7,7 @@ import corev1 "k8s.io/api/core/v1"
 func (k *kubelet) testSidecars() {
 	k.run("sidecars", `
 		restartPolicy: OnFailure
-		volumes:
-		- name: out
-			hostPath: {path: DIR/sidecars, type: DirectoryOrCreate}
+		volumes: [{name: out, hostPath: {path: DIR/sidecars, type: DirectoryOrCreate}}]
 		initContainers:
 		- name: first
 			image: IMAGE
@@ -18,11 +16,7 @@ func (k *kubelet) testSidecars() {
 		- name: side
 			image: IMAGE
 			restartPolicy: Always
-			startupProbe:
-				exec: {command: [test, -e, /tmp/up]}
-				periodSeconds: 1
-				timeoutSeconds: 30
-				failureThreshold: 1000
+			startupProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 1000}
 			command:
 			- sh
 			- -c

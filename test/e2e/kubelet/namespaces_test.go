@@ -56,10 +56,7 @@ func (k *kubelet) testNodeNamespaces() {
 			ports: [{containerPort: 18080}]
 			env:
 			- {name: NODE_IP, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}
-			readinessProbe:
-				httpGet: {path: /index.html, port: 18080}
-				periodSeconds: 1
-				timeoutSeconds: 30
+			readinessProbe: {httpGet: {path: /index.html, port: 18080}, periodSeconds: 1, timeoutSeconds: 30}
 	`)
 	k.await("node-namespaces", "is ready", ready)
 	// The status of a kubelet without an API server leaves the node's addresses out.
@@ -109,10 +106,7 @@ func (k *kubelet) testHostPorts() {
 			ports:
 			- {containerPort: 80, hostPort: 18081}
 			- {containerPort: 53, hostPort: 18053, protocol: UDP}
-			readinessProbe:
-				httpGet: {path: /index.html, port: 80}
-				periodSeconds: 1
-				timeoutSeconds: 30
+			readinessProbe: {httpGet: {path: /index.html, port: 80}, periodSeconds: 1, timeoutSeconds: 30}
 	`)
 	p := k.await("host-ports", "is ready", ready)
 	for _, address := range []string{e2e.NodeAddress + ":18081", p.Status.PodIP + ":80"} {

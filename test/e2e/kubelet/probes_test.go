@@ -39,28 +39,16 @@ func (k *kubelet) testReadiness() {
 		- name: exec
 			image: IMAGE
 			command: [sleep, "1000"]
-			readinessProbe:
-				exec: {command: [test, -e, /tmp/ready]}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 		- name: slow
 			image: IMAGE
 			command: [sleep, "1000"]
-			readinessProbe:
-				exec: {command: [sh, -c, "[ -e /tmp/ready ] || sleep 2000"]}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 1
+			readinessProbe: {exec: {command: [sh, -c, "[ -e /tmp/ready ] || sleep 2000"]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 1}
 		- name: http
 			image: IMAGE
 			command: [httpd, -f, -p, "8081", -h, /tmp]
 			ports: [{name: page, containerPort: 8081}]
-			readinessProbe:
-				httpGet: {path: /ready, port: page, httpHeaders: [{name: Host, value: example.org}]}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			readinessProbe: {httpGet: {path: /ready, port: page, httpHeaders: [{name: Host, value: example.org}]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 		- name: tcp
 			image: IMAGE
 			command:
@@ -70,19 +58,11 @@ func (k *kubelet) testReadiness() {
 				while sleep 0.1; do
 					[ ! -e /tmp/ready ] || httpd -f -p 8082
 				done
-			readinessProbe:
-				tcpSocket: {port: 8082}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			readinessProbe: {tcpSocket: {port: 8082}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 		- name: grpc
 			image: IMAGE
 			command: [sleep, "1000"]
-			readinessProbe:
-				grpc: {port: 8083, service: web}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			readinessProbe: {grpc: {port: 8083, service: web}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 	`)
 	k.await("readiness", "runs, not ready", func(p *corev1.Pod) bool { return allRunning(p) && !ready(p) })
 	h := k.serveHealth("readiness", "8083")
@@ -135,76 +115,35 @@ func (k *kubelet) testLiveness() {
 		- name: exec
 			image: IMAGE
 			command: [sh, -c, "trap 'exit 15' TERM; sleep 1000 & wait"]
-			livenessProbe:
-				exec: {command: [test, "!", -e, /tmp/bad]}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			livenessProbe: {exec: {command: [test, "!", -e, /tmp/bad]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 		- name: slow
 			image: IMAGE
 			command: [sh, -c, "trap 'exit 15' TERM; sleep 1000 & wait"]
-			livenessProbe:
-				exec: {command: [sh, -c, "[ ! -e /tmp/bad ] || sleep 2000"]}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 5
+			livenessProbe: {exec: {command: [sh, -c, "[ ! -e /tmp/bad ] || sleep 2000"]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 5}
 		- name: http
 			image: IMAGE
 			command: [sh, -c, "trap 'exit 15' TERM; httpd -f -p 8081 -h /www & wait"]
-			startupProbe:
-				httpGet: {path: /index.html, port: 8081}
-				periodSeconds: 1
-				failureThreshold: 1000
-			livenessProbe:
-				httpGet: {path: /index.html, port: 8081}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			startupProbe: {httpGet: {path: /index.html, port: 8081}, periodSeconds: 1, failureThreshold: 1000}
+			livenessProbe: {httpGet: {path: /index.html, port: 8081}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 		- name: tcp
 			image: IMAGE
 			command: [sh, -c, "trap 'exit 15' TERM; httpd -f -p 8082 & sleep 1000 & wait"]
-			startupProbe:
-				tcpSocket: {port: 8082}
-				periodSeconds: 1
-				failureThreshold: 1000
-			livenessProbe:
-				tcpSocket: {port: 8082}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			startupProbe: {tcpSocket: {port: 8082}, periodSeconds: 1, failureThreshold: 1000}
+			livenessProbe: {tcpSocket: {port: 8082}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 		- name: grpc
 			image: IMAGE
 			command: [sh, -c, "trap 'exit 15' TERM; sleep 1000 & wait"]
-			startupProbe:
-				grpc: {port: 8083, service: web}
-				periodSeconds: 1
-				failureThreshold: 1000
-			livenessProbe:
-				grpc: {port: 8083, service: web}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			startupProbe: {grpc: {port: 8083, service: web}, periodSeconds: 1, failureThreshold: 1000}
+			livenessProbe: {grpc: {port: 8083, service: web}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 		- name: starting
 			image: IMAGE
 			command: [sh, -c, "trap 'exit 15' TERM; sleep 1000 & wait"]
-			startupProbe:
-				exec: {command: [test, -e, /tmp/up]}
-				periodSeconds: 1
-				failureThreshold: 1000
-				timeoutSeconds: 30
-			livenessProbe:
-				exec: {command: ["false"]}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			startupProbe: {exec: {command: [test, -e, /tmp/up]}, periodSeconds: 1, failureThreshold: 1000, timeoutSeconds: 30}
+			livenessProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 		- name: stuck
 			image: IMAGE
 			command: [sh, -c, "trap 'exit 15' TERM; sleep 1000 & wait"]
-			startupProbe:
-				exec: {command: ["false"]}
-				periodSeconds: 1
-				failureThreshold: 1
-				timeoutSeconds: 30
+			startupProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30}
 	`)
 	h := k.serveHealth("liveness", "8083")
 	h.SetServingStatus("web", serving)

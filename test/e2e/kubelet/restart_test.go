@@ -15,9 +15,7 @@ func crashLooping(c *corev1.ContainerStatus) bool {
 
 func (k *kubelet) testAlways() {
 	k.run("always", `
-		volumes:
-		- name: out
-			hostPath: {path: DIR/always, type: DirectoryOrCreate}
+		volumes: [{name: out, hostPath: {path: DIR/always, type: DirectoryOrCreate}}]
 		containers:
 		- name: ends
 			image: IMAGE
@@ -92,9 +90,7 @@ func (k *kubelet) checkEnd(name string, e *corev1.ContainerStateTerminated, code
 func (k *kubelet) testOnFailure() {
 	k.run("on-failure", `
 		restartPolicy: OnFailure
-		volumes:
-		- name: out
-			hostPath: {path: DIR/on-failure, type: DirectoryOrCreate}
+		volumes: [{name: out, hostPath: {path: DIR/on-failure, type: DirectoryOrCreate}}]
 		containers:
 		- name: good
 			image: IMAGE

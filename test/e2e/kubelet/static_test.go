@@ -17,9 +17,7 @@ import (
 // page is a pod that serves its version; its old self must have gone before the next one begins.
 const page = `
 	terminationGracePeriodSeconds: 30
-	volumes:
-	- name: out
-		hostPath: {path: DIR/page, type: DirectoryOrCreate}
+	volumes: [{name: out, hostPath: {path: DIR/page, type: DirectoryOrCreate}}]
 	containers:
 	- name: main
 		image: IMAGE
@@ -33,10 +31,7 @@ const page = `
 			httpd -f -p 80 -h /www & wait
 		lifecycle: {preStop: {exec: {command: [sh, -c, "echo stop-VERSION >>/out/steps"]}}}
 		ports: [{containerPort: 80, hostPort: 18082}]
-		readinessProbe:
-			httpGet: {path: /version, port: 80}
-			periodSeconds: 1
-			timeoutSeconds: 30
+		readinessProbe: {httpGet: {path: /version, port: 80}, periodSeconds: 1, timeoutSeconds: 30}
 		volumeMounts: [{name: out, mountPath: /out}]
 `
 
