@@ -69,7 +69,8 @@ func configFor(dirs []string, host string) (string, error) {
 	return "", nil
 }
 
-// readHosts reads the configuration in dir, if there is one. A file that cannot be understood fails the pull: going past a mirror in silence would be worse.
+// readHosts reads the configuration in dir, if there is one. A file that cannot be
+// understood fails the pull: going past a mirror in silence would be worse.
 func readHosts(ctx context.Context, dir, host string) ([]*endpoint, error) {
 	path := filepath.Join(dir, hostsFile)
 	if dir != "" {
