@@ -159,8 +159,9 @@ func (p program) find(args []string) (action, error) {
 }
 
 func (p program) configCommand(args []string) (action, error) {
-	if asksForHelp(args) {
-		return nil, flag.ErrHelp
+	args, err := parseAnywhere(newFlags("crid config"), args)
+	if err != nil {
+		return nil, err
 	}
 	switch strings.Join(args, " ") {
 	case "default":
