@@ -20,23 +20,18 @@ bin=$PWD/bin
 
 say() { printf '\n== %s\n' "$*"; } # part of what is shown, not of a log
 
-# daemon_pid is crid's, if the one that the file names still runs.
-daemon_pid() {
-	local pid
-	pid=$(cat "$state/crid.pid" 2>/dev/null) || return 1
-	tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF -- "--config $config" || return 1
-	echo "$pid"
-}
-
-# monitor_pids are those of the monitor, found by the socket it was told to use.
-monitor_pids() {
-	local dir
+# running PATTERN is the processes whose command line ends so, whoever started them.
+running() {
+	local dir command
 	for dir in /proc/[0-9]*; do
-		if tr '\0' ' ' 2>/dev/null <"$dir/cmdline" | grep -qF -- "--socket $state/monitor.sock "; then
-			echo "${dir#/proc/}"
-		fi
+		command=$(tr '\0' ' ' 2>/dev/null <"$dir/cmdline") || continue
+		# shellcheck disable=SC2053 # a pattern
+		[[ $command != *" "$1" " ]] || echo "${dir#/proc/}"
 	done
 }
+
+daemon_pids() { running "--config $config"; }
+monitor_pids() { running "--socket $state/monitor.sock *"; }
 
 # wait_gone PID: waits until a process that was asked to end has done so.
 wait_gone() {
@@ -81,7 +76,8 @@ write_config() {
 
 start() {
 	local pid
-	if pid=$(daemon_pid); then
+	pid=$(daemon_pids)
+	if [ -n "$pid" ]; then
 		if ! readlink "/proc/$pid/exe" | grep -q '(deleted)$'; then
 			say "crid runs from the last time, process $pid"
 			return
@@ -95,7 +91,6 @@ start() {
 	[ -f "$root/ip_forward" ] || cat /proc/sys/net/ipv4/ip_forward >"$root/ip_forward"
 	setsid "$bin/crid" --config "$config" </dev/null >>"$state/crid.log" 2>&1 &
 	pid=$!
-	echo "$pid" >"$state/crid.pid"
 	local i
 	for i in $(seq 300); do
 		if "$bin/crid" --config "$config" pods >/dev/null 2>&1; then
@@ -159,12 +154,12 @@ clean() {
 		# crid itself takes its pods down, also those of a crid that was killed.
 		[ -x "$bin/crid" ] && [ -x "$bin/crid-monitor" ] || die "there are pods to remove, for which crid is needed: run make build"
 		[ -x "$bin/demo" ] || { need_go && build_demo; }
-		daemon_pid >/dev/null || start
+		[ -n "$(daemon_pids)" ] || start
 		say "Removing pods"
 		"$bin/demo" down "$socket" || echo "some pods could not be removed, going on without crid"
 	fi
 	local pids
-	pids="$(daemon_pid || true) $(monitor_pids)"
+	pids="$(daemon_pids) $(monitor_pids)"
 	[ -z "${pids// /}" ] || say "Ending crid and its monitor"
 	for pid in $pids; do
 		kill -TERM "$pid" 2>/dev/null || true
@@ -239,6 +234,7 @@ left() {
 		mounts_below | sed 's/^/mount /'
 		ip -o link show "$bridge" 2>/dev/null | sed 's/^/link /'
 		cgroup_dirs | sed 's/^/cgroup /'
+		daemon_pids | sed 's/^/crid, process /'
 		monitor_pids | sed 's/^/crid-monitor, process /'
 		rules | sed 's/^/iptables rule /'
 		true
