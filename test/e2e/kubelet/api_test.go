@@ -222,13 +222,23 @@ func podURL(kind, name, container string, query url.Values) string {
 	return server + path + "?" + query.Encode()
 }
 
+// stream runs an exec or an attachment with the streams that o has.
+func (k *kubelet) stream(transport, kind, pod, name string, o remotecommand.StreamOptions, args ...string) error {
+	q := url.Values{"command": args}
+	for param, wanted := range map[string]bool{"input": o.Stdin != nil, "output": o.Stdout != nil, "error": o.Stderr != nil, "tty": o.Tty} {
+		if wanted {
+			q.Set(param, "1")
+		}
+	}
+	return e2e.Executor(k.t, transport, podURL(kind, pod, name, q)).StreamWithContext(k.Ctx(), o)
+}
+
 // exec runs a command by kubelet's port; anything but exit code 0 fails the test.
 func (k *kubelet) exec(name, container string, args ...string) string {
 	k.t.Helper()
 	var stdout, stderr e2e.Buffer
-	target := podURL("exec", name, container, url.Values{"command": args, "output": {"1"}, "error": {"1"}})
-	err := e2e.Executor(k.t, "WebSocket", target).StreamWithContext(k.Ctx(), remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr})
-	if err != nil {
+	o := remotecommand.StreamOptions{Stdout: &stdout, Stderr: &stderr}
+	if err := k.stream("WebSocket", "exec", name, container, o, args...); err != nil {
 		k.t.Fatalf("exec of %q in %s: %v; stdout %q, stderr %q", args, name, err, stdout.String(), stderr.String())
 	}
 	return stdout.String()

@@ -1,10 +1,10 @@
 package kubelet
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,13 +72,20 @@ func (k *kubelet) read(path string) string {
 // wantEvent waits until kubelet has told an event with this text, as its log quotes it.
 func (k *kubelet) wantEvent(text string) {
 	k.t.Helper()
-	k.eventually("an event that says "+text, func() error {
-		for line := range strings.Lines(k.kubeletLog()) {
-			if strings.Contains(line, `"Event occurred"`) && strings.Contains(line, text) {
-				return nil
+	k.logged(0, `"Event occurred".*`+regexp.QuoteMeta(text))
+}
+
+// logged waits for lines of kubelet's log, after a part of it.
+func (k *kubelet) logged(after int, lines ...string) {
+	k.t.Helper()
+	k.eventually("kubelet has logged what it does", func() error {
+		log := k.kubeletLog()[after:]
+		for _, l := range lines {
+			if !regexp.MustCompile(l).MatchString(log) {
+				return fmt.Errorf("no line has %q", l)
 			}
 		}
-		return errors.New("there is none")
+		return nil
 	})
 }
 

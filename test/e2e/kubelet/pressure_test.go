@@ -2,26 +2,11 @@ package kubelet
 
 import (
 	"fmt"
-	"regexp"
 )
 
 // Pods are not evicted here: pods of files are critical for kubelet, and it does not
 // evict those. What is shown is all that it does with crid's figures until then: it
 // finds the pressure, collects what nobody uses, looks again, and ranks the pods.
-
-// logged waits for lines of kubelet's log, after a part of it.
-func (k *kubelet) logged(after int, lines ...string) {
-	k.t.Helper()
-	k.eventually("kubelet has logged what it does", func() error {
-		log := k.kubeletLog()[after:]
-		for _, l := range lines {
-			if !regexp.MustCompile(l).MatchString(log) {
-				return fmt.Errorf("no line has %q", l)
-			}
-		}
-		return nil
-	})
-}
 
 // diskPressure: too little room on the disk of the images. Those that nobody uses go,
 // and kubelet is content with what it finds then.

@@ -103,17 +103,6 @@ func TestStreams(t *testing.T) {
 	t.Run("RunningPods", func(t *testing.T) { testRunningPods(t, k.within(t)) })
 }
 
-// stream runs an exec or an attachment with the streams that o has.
-func (k *kubelet) stream(transport, kind, pod, name string, o remotecommand.StreamOptions, args ...string) error {
-	q := url.Values{"command": args}
-	for param, wanted := range map[string]bool{"input": o.Stdin != nil, "output": o.Stdout != nil, "error": o.Stderr != nil, "tty": o.Tty} {
-		if wanted {
-			q.Set(param, "1")
-		}
-	}
-	return e2e.Executor(k.t, transport, podURL(kind, pod, name, q)).StreamWithContext(k.Ctx(), o)
-}
-
 // wantExit checks for an exit code, which clients get as an error when it is not 0.
 func wantExit(t *testing.T, what string, err error, code int) {
 	t.Helper()
