@@ -1,7 +1,6 @@
 package kubelet
 
 import (
-	"os"
 	"regexp"
 	"strings"
 )
@@ -93,15 +92,12 @@ func (k *kubelet) checkProcesses() {
 		return "nothing"
 	}
 	// Privileged is all that a process of this machine can have.
-	own, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		k.t.Fatal(err)
-	}
+	own := k.read("/proc/self/status")
 	const filter, none = "2", "0"
 	for _, want := range []struct{ name, capabilities, seccomp, noNewPrivileges string }{
 		{"user", "0000000000000000", filter, "0"},
 		{"dropped", "0000000000000400", filter, "1"},
-		{"privileged", status(string(own), "CapBnd"), none, "0"},
+		{"privileged", status(own, "CapBnd"), none, "0"},
 		{"read-only", "00000000a80425fb", filter, "0"},
 		{"added", "00000000a80435fa", filter, "0"},
 		{"local", "00000000a80425fb", filter, "0"},
