@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -138,8 +139,7 @@ func awaitSocket(ctx context.Context, o SpawnOptions, died <-chan error) (*Clien
 		if err == nil {
 			return c, nil
 		}
-		// Between its bind and its listen the connection is refused.
-		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		if !silent(err) {
 			return nil, err
 		}
 		select {
@@ -153,6 +153,14 @@ func awaitSocket(ctx context.Context, o SpawnOptions, died <-chan error) (*Clien
 		case <-time.After(pause):
 		}
 	}
+}
+
+// silent says of an error of Connect that nobody listens: between bind and listen the
+// connection is refused, and at the end of a context it is not tried.
+func silent(err error) bool {
+	var dial *net.OpError
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) ||
+		errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout()
 }
 
 // monitorEnv is crid's environment without what its service manager meant for

@@ -211,6 +211,9 @@ func TestStartFails(t *testing.T) {
 		{name: "never listens", how: "silent", change: func(_ *testing.T, o *SpawnOptions) {
 			o.Timeout = 100 * time.Millisecond
 		}, want: []string{"does not listen"}},
+		{name: "no time", how: "silent", change: func(_ *testing.T, o *SpawnOptions) {
+			o.Timeout = 1
+		}, want: []string{"does not listen"}},
 		{name: "no program", how: "serve", change: func(_ *testing.T, o *SpawnOptions) {
 			o.Binary += ".none"
 		}, want: []string{"no such file", "monitor_binary"}},
