@@ -18,35 +18,6 @@ const (
 	discarded  = "kubelet_pleg_discard_events"
 )
 
-// awaitMetric waits until kubelet's figures about itself have a text.
-func (k *kubelet) awaitMetric(text string) {
-	k.t.Helper()
-	k.eventually("kubelet has counted", func() error {
-		body, err := get(server + "/metrics")
-		if err == nil && !strings.Contains(body, text) {
-			err = fmt.Errorf("no %q", text)
-		}
-		return err
-	})
-}
-
-// metric is a figure of kubelet's about itself, over all labels; of a histogram the count.
-func (k *kubelet) metric(family string) int {
-	k.t.Helper()
-	page, err := get(server + "/metrics")
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	if !strings.Contains(page, family) {
-		k.t.Fatalf("kubelet has no metric %s", family)
-	}
-	sum := 0.0
-	for _, s := range series(k.t, page, family) {
-		sum += s.value
-	}
-	return int(sum)
-}
-
 // A kubelet that hears of changes by crid's events lists everything once, at its
 // start, and sees all that happens to pods: also when crid ends and comes back, and
 // what has happened while it was away. Its lists come as streams.

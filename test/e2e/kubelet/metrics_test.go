@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,35 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 )
+
+// awaitMetric waits until kubelet's figures about itself have a text.
+func (k *kubelet) awaitMetric(text string) {
+	k.t.Helper()
+	k.eventually("kubelet has counted", func() error {
+		body, err := get(server + "/metrics")
+		if err == nil && !strings.Contains(body, text) {
+			err = fmt.Errorf("no %q", text)
+		}
+		return err
+	})
+}
+
+// metric is a figure of kubelet's about itself, over all labels; of a histogram the count.
+func (k *kubelet) metric(family string) int {
+	k.t.Helper()
+	page, err := get(server + "/metrics")
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	if !strings.Contains(page, family) {
+		k.t.Fatalf("kubelet has no metric %s", family)
+	}
+	sum := 0.0
+	for _, s := range series(k.t, page, family) {
+		sum += s.value
+	}
+	return int(sum)
+}
 
 // sample is one series of a page of metrics.
 type sample struct {
