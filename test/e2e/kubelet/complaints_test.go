@@ -38,6 +38,11 @@ var expected = []struct {
 	{regexp.MustCompile(`Image garbage collection failed once.*\(freed 0 bytes\)`), "of a start that is made again: see collectsAtStart"},
 	{regexp.MustCompile(`eviction_manager\.go.*cannot evict a critical pod`), "pods of files are critical"},
 	{regexp.MustCompile(`Evented PLEG: received ContainerEventResponse with nil PodSandboxStatus`), "a sandbox that is gone has no status, as with other runtimes"},
+	{regexp.MustCompile(`err="((failed to get node info|error getting node \\"node\\"): )?node \\"node\\" not found"`), "until kubelet has registered its node with the API server and read it there"},
+	{regexp.MustCompile(`nodelease\.go.*Failed to get node when trying to set owner ref to the node lease`), "until kubelet has registered its node with the API server"},
+	{regexp.MustCompile(`ailed to initialize CSINode: .*\(get nodes node\)|CSINode is not yet initialized`), "until kubelet has registered its node with the API server, and tried again"},
+	{regexp.MustCompile(`Failed creating a mirror pod" err="the server reported a conflict \(post pods\)"`), "kubelet makes it once more before it has read that it is there"},
+	{regexp.MustCompile(`kubelet_pods\.go.*"failed to read memory cgroup (config|limits) for the pod".*no such file or directory`), "kubelet has removed the cgroup of a pod that has ended"},
 	// Pods that a test has refused, by their names.
 	{regexp.MustCompile(`kubelet_pods\.go.*Failed to prepare subPath for volumeMount of the container" containerName="refused"`), "the sub-path leads out of its volume"},
 	{regexp.MustCompile(`(PullImage from image service failed|Failed to pull image)".* image="registry\.k8s\.io/e2e/absent:1"`), "an image that no registry has"},

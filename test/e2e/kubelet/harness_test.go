@@ -26,12 +26,13 @@ const (
 	namespace = "default"
 )
 
-// kubelet is a kubelet without an API server, on a node of its own.
+// kubelet is a kubelet on a node of its own, without an API server but for options.api.
 type kubelet struct {
 	*e2e.Node
 	t      testing.TB
 	config map[string]any
-	flags  []string // over the configuration, for what it cannot say
+	flags  []string   // over the configuration, for what it cannot say
+	api    *apiServer // nil without
 
 	cmd    *exec.Cmd
 	exited chan struct{} // closed when cmd has been waited for
@@ -44,6 +45,7 @@ type options struct {
 	gates   map[string]bool   // feature gates, over the tests' own
 	crid    map[string]string // section.key → TOML value
 	service bool              // crid is run as systemd runs it
+	api     bool              // kubelet has an API server: see apiServer
 }
 
 // newKubelet makes a node with the image e2e.BusyboxRef in its registry and starts
@@ -57,6 +59,9 @@ func newKubelet(t testing.TB, o options) *kubelet {
 	n.Registry.Push("e2e/busybox:1", e2e.Busybox(t))
 	k := &kubelet{Node: n, t: t, asked: new(singleflight.Group)}
 	k.configure(o)
+	if o.api {
+		k.connect()
+	}
 	k.makeCgroup()
 	t.Cleanup(k.close)
 	k.start()
@@ -247,6 +252,9 @@ func (k *kubelet) close() {
 		if err := os.Remove(m); err != nil {
 			k.t.Error(err)
 		}
+	}
+	if k.api != nil {
+		k.api.deletePods()
 	}
 	if err := k.poll(func() error {
 		if err := k.gone(""); err != nil {

@@ -1,6 +1,7 @@
-// Package kubelet runs a real kubelet, without an API server, on the real crid: pods
-// come from a folder of manifests, and what is shown is what kubelet's own port
-// and the containers themselves say.
+// Package kubelet runs a real kubelet on the real crid: pods come from a folder of
+// manifests, and what is shown is what kubelet's own port and the containers
+// themselves say. There is no API server, but for a stand-in where pods of files do
+// not do.
 //
 // The tests run in a mount and a network namespace of their own, since a kubelet
 // has fixed ports and folders. kubelet is built from the module hack/kubernetes:

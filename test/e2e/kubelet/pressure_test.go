@@ -5,8 +5,9 @@ import (
 )
 
 // Pods are not evicted here: pods of files are critical for kubelet, and it does not
-// evict those. What is shown is all that it does with crid's figures until then: it
-// finds the pressure, collects what nobody uses, looks again, and ranks the pods.
+// evict those (TestEviction has others). What is shown is what kubelet does with
+// crid's figures until then: it finds the pressure, collects what nobody uses, looks
+// again, and ranks the pods.
 
 // diskPressure: too little room on the disk of the images. Those that nobody uses go,
 // and kubelet is content with what it finds then.
