@@ -222,6 +222,8 @@ func (a *apiServer) get(at string, into any) error {
 
 const podsPath = "/api/v1/namespaces/" + namespace + "/pods"
 
+func podPath(name string) string { return podsPath + "/" + name + "-" + nodeName }
+
 // create gives kubelet a pod, named as it names those of files, with what the API
 // server sets where nothing is said, and a grace period of a second.
 func (a *apiServer) create(name string, spec corev1.PodSpec) {
@@ -241,13 +243,34 @@ func (a *apiServer) create(name string, spec corev1.PodSpec) {
 		Spec:       spec,
 		Status:     corev1.PodStatus{Phase: corev1.PodPending},
 	}
-	body, err := json.Marshal(pod)
-	if err != nil {
-		a.t.Fatal(err)
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, _, err := a.answer(http.MethodPost, podsPath, body); err != nil {
+	a.send(http.MethodPost, podsPath, &pod)
+}
+
+// change gives kubelet another spec of a pod.
+func (a *apiServer) change(name string, f func(*corev1.PodSpec)) {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var pod corev1.Pod
+	at := podPath(name)
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(a.objects[at].Object, &pod); err != nil {
+		a.t.Fatal(err)
+	}
+	f(&pod.Spec)
+	pod.Generation++
+	a.send(http.MethodPut, at, &pod)
+}
+
+// send makes a request of the test's, under the lock.
+func (a *apiServer) send(method, at string, pod *corev1.Pod) {
+	a.t.Helper()
+	body, err := json.Marshal(pod)
+	if err == nil {
+		_, _, err = a.answer(method, at, body)
+	}
+	if err != nil {
 		a.t.Fatal(err)
 	}
 }
@@ -255,7 +278,7 @@ func (a *apiServer) create(name string, spec corev1.PodSpec) {
 // pod is what kubelet has told of a pod, of a static one by its mirror.
 func (a *apiServer) pod(name string) (*corev1.Pod, error) {
 	var pod corev1.Pod
-	return &pod, a.get(podsPath+"/"+name+"-"+nodeName, &pod)
+	return &pod, a.get(podPath(name), &pod)
 }
 
 // deletePods asks kubelet to end the pods that are there, but for mirrors of static ones.
