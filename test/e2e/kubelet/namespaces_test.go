@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -28,10 +29,13 @@ func (k *kubelet) testSharedPID() {
 	`)
 	k.await("shared-pid", "is ready", ready)
 	for _, c := range []string{"one", "two"} {
-		ps := k.exec("shared-pid", c, "ps", "-o", "pid,args")
-		if !strings.Contains(ps, "sleep 1111") || !strings.Contains(ps, "sleep 2222") {
-			k.t.Errorf("container %s does not see both: %s", c, ps)
-		}
+		k.eventually("container "+c+" sees both", func() error {
+			ps := k.exec("shared-pid", c, "ps", "-o", "pid,args")
+			if !strings.Contains(ps, "sleep 1111") || !strings.Contains(ps, "sleep 2222") {
+				return errors.New(ps)
+			}
+			return nil
+		})
 		if k.exec("shared-pid", c, "sh", "-c", "tr '\\0' ' ' </proc/1/cmdline") == "sleep 1111 " {
 			k.t.Errorf("a container's process is process 1 of the pod")
 		}
