@@ -269,11 +269,11 @@ func TestCrashAnywhere(t *testing.T) {
 			n.Steps()
 			n.CrashAfter(k)
 			for i, step := range l.steps() {
-				err := step(t.Context())
+				err := step(n.Context())
 				for tries := 0; n.Crashed() && tries < 2; tries++ {
 					at := n.Steps()
 					n.Restart()
-					err = step(t.Context())
+					err = step(n.Context())
 					if err != nil {
 						t.Fatalf("step %d after a crash at %s = %v", i, at[len(at)-1], err)
 					}

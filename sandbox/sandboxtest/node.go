@@ -197,6 +197,20 @@ func (n *Node) Heal() {
 // Crashed reports whether crid has ended at the step of CrashAt.
 func (n *Node) Crashed() bool { return n.life.dead() }
 
+// Context is for requests to the crid that runs now: it ends with that crid.
+func (n *Node) Context() context.Context {
+	ctx, cancel := context.WithCancel(n.T.Context())
+	over := n.life.over
+	go func() {
+		defer cancel()
+		select {
+		case <-over:
+		case <-ctx.Done():
+		}
+	}()
+	return ctx
+}
+
 // Steps is all steps so far, in order; the list starts anew.
 func (n *Node) Steps() []string {
 	n.mu.Lock()
