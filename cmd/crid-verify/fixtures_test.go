@@ -51,15 +51,34 @@ import (
 	"github.com/cridproject/crid/internal/testutil"
 )
 
-// asVerifier is the name under which the test binary is crid-verify.
-const asVerifier = "crid-verify"
+// envVerifier makes the test binary crid-verify.
+const envVerifier = "CRID_VERIFY_TEST"
+
+// verifier is a program that is crid-verify, without the second that the race detector
+// sleeps at a program's end: it gets no environment.
+var verifier string
 
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == asVerifier {
+	if os.Getenv(envVerifier) != "" {
 		main()
 		return
 	}
-	os.Exit(m.Run())
+	dir, err := os.MkdirTemp("", "crid-verify-")
+	if err != nil {
+		panic(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	verifier = filepath.Join(dir, "crid-verify")
+	script := fmt.Sprintf("#!/bin/sh\nGORACE=atexit_sleep_ms=0 %s=1 exec %q\n", envVerifier, self)
+	if err := os.WriteFile(verifier, []byte(script), 0o700); err != nil {
+		panic(err)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
 }
 
 const (
@@ -72,13 +91,12 @@ const (
 
 // node is a registry and what a node with a policy needs to pull from it.
 type node struct {
-	t        *testing.T
-	host     string
-	verifier string
-	store    *image.Store
-	dir      string
-	broken   atomic.Pointer[regexp.Regexp] // paths that the registry fails at
-	layers   atomic.Int32                  // requests for blobs
+	t      *testing.T
+	host   string
+	store  *image.Store
+	dir    string
+	broken atomic.Pointer[regexp.Regexp] // paths that the registry fails at
+	layers atomic.Int32                  // requests for blobs
 }
 
 // newNode makes a node whose policy has these requirements for the registry.
@@ -98,16 +116,8 @@ func newNode(t *testing.T, requirements ...string) *node {
 	}))
 	t.Cleanup(server.Close)
 	n.host = strings.TrimPrefix(server.URL, "http://")
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.verifier = filepath.Join(n.dir, asVerifier)
-	if err := os.Symlink(self, n.verifier); err != nil {
-		t.Fatal(err)
-	}
 	n.policy(fmt.Sprintf(`{"default": [{"type": "reject"}], "transports": {"docker": {%q: [%s]}}}`, n.host, strings.Join(requirements, ", ")))
-	checker, err := signature.New(signature.Options{PolicyFile: n.policyFile(), Program: n.verifier})
+	checker, err := signature.New(signature.Options{PolicyFile: n.policyFile(), Program: verifier})
 	if err != nil {
 		t.Fatal(err)
 	}
