@@ -57,7 +57,7 @@ check: ## formatting, vet, linters, tidy modules
 test: ## every tier of tests (as root)
 	@hack/test.sh unit kernel e2e kubelet crash vm
 
-unit: ## every package's tests with the race detector; root is not needed
+unit: ## every package's tests but those that need root
 	@hack/test.sh unit
 
 kernel: ## tests of the packages that touch the kernel (as root)

@@ -4,8 +4,7 @@
 #
 #   hack/test.sh unit|kernel|e2e|kubelet|crash|vm ...
 #
-#   unit     every package but test/e2e, with the race detector; what needs root
-#            is skipped without it
+#   unit     every package but test/e2e, without what needs root
 #   kernel   the packages that touch the kernel, as root, nothing skipped
 #   e2e      test/e2e against programs built with the race detector
 #   kubelet  test/e2e/kubelet: a real kubelet, which hack/kubernetes/build.sh makes
@@ -36,12 +35,12 @@ tier() {
 # The same command as in hack/verify.sh: what `make check` has run is not run again.
 unit() {
 	mapfile -t packages < <(go list ./... | grep -v /test/e2e)
-	tier unit go test -json -race -tags "$tags" "${packages[@]}"
+	tier unit go test -json -short -race -tags "$tags" "${packages[@]}"
 }
 
 kernel() {
 	mapfile -t packages < <(kernel_packages)
-	CRID_REQUIRE_ROOT=1 CRID_CNI_BIN=$PWD/bin/cni tier kernel go test -json -tags "$tags" -count=1 -timeout 10m "${packages[@]}"
+	CRID_REQUIRE_ROOT=1 CRID_CNI_BIN=$PWD/bin/cni tier kernel go test -json -race -tags "$tags" -count=1 -timeout 10m "${packages[@]}"
 }
 
 e2e() {

@@ -22,11 +22,14 @@ const waitLimit = 30 * time.Second
 // update is a flag of every test that uses Golden: go test ./sandbox/spec -update
 var update = flag.Bool("update", false, "write golden files instead of comparing with them")
 
-// RequireRoot skips a test that needs root. With CRID_REQUIRE_ROOT set, as in
-// the tiers of `make test` that run as root, it fails instead: a skipped
-// test must not pass for one that ran.
+// RequireRoot skips a test that needs root, and with -short, as in the tier of unit
+// tests, one that could run: the kernel's tier runs it. With CRID_REQUIRE_ROOT set, as
+// there, it fails without root: a skipped test must not pass for one that ran.
 func RequireRoot(t testing.TB) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("touches the kernel, and these are the short tests: run `sudo make kernel`")
+	}
 	if os.Geteuid() == 0 {
 		return
 	}
