@@ -119,7 +119,7 @@ in_vm() {
 		kernel) echo kernel ;;
 		e2e-cgroupfs) printf 'e2e cgroupfs %q\n' "${CRID_VM_RUN:-$cgroup_tests}" ;;
 		e2e-systemd) printf 'e2e systemd %q\n' "${CRID_VM_RUN:-.}" ;;
-		kubelet) printf 'kubelet %q\n' "${CRID_VM_KUBELET:-TestHello|TestEventedPLEG|TestFigures}" ;;
+		kubelet) printf 'kubelet %q\n' "${CRID_VM_KUBELET:-TestHello|TestEventedPLEG|TestFigures|TestEviction|TestResize}" ;;
 		*) die "no such part: $part (kernel, e2e-cgroupfs, e2e-systemd, kubelet)" ;;
 		esac
 	done
