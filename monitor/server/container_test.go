@@ -288,10 +288,7 @@ func TestNoLeak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rounds := 200
-	if testing.Short() {
-		rounds = 20
-	}
+	const rounds = 200
 	var wg sync.WaitGroup
 	for w := range 4 {
 		wg.Go(func() {

@@ -11,9 +11,6 @@ import (
 
 // TestMemory is a budget: what an idle container costs the monitor.
 func TestMemory(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a hundred containers")
-	}
 	n, _ := crashNode(t)
 	run := func(i int) {
 		id := fmt.Sprint("m", i)

@@ -63,6 +63,16 @@ else
 	cat cpu/cpu.shares
 fi`
 
+// wantLimits checks what a container finds: limits as ownLimits prints them, and shares
+// of which 1024 are one CPU.
+func (k *kubelet) wantLimits(pod, container, limits string, shares int) {
+	k.t.Helper()
+	got, own, v1 := strings.Cut(k.sh(pod, container, ownLimits), "\n")
+	if got != limits || v1 && own != fmt.Sprint(shares) {
+		k.t.Errorf("%s, %s: memory, quota and period are %q, cpu.shares %q; want %q and %d", pod, container, got, own, limits, shares)
+	}
+}
+
 // containerLimits: what the manifest says is what the container's own cgroup files
 // say, and what the pod's status reports as in force, which is crid's word.
 func (k *kubelet) containerLimits() {
@@ -71,20 +81,14 @@ func (k *kubelet) containerLimits() {
 	k.await("best-effort", "is ready", ready)
 	for _, c := range []struct {
 		pod, container, limits string
-		shares                 int // 1024 are one CPU
+		shares                 int
 	}{
 		{"burstable", "main", "67108864 50000 100000", 102},
 		{"burstable", "other", "33554432 100000 100000", 204},
 		{"guaranteed", "main", "33554432 25000 100000", 256},
 		{"best-effort", "main", "max max 100000", 2},
 	} {
-		limits, shares, v1 := strings.Cut(k.sh(c.pod, c.container, ownLimits), "\n")
-		if limits != c.limits {
-			k.t.Errorf("%s, %s: memory, quota and period are %q, want %q", c.pod, c.container, limits, c.limits)
-		}
-		if v1 && shares != fmt.Sprint(c.shares) {
-			k.t.Errorf("%s, %s: cpu.shares is %q, want %d", c.pod, c.container, shares, c.shares)
-		}
+		k.wantLimits(c.pod, c.container, c.limits, c.shares)
 	}
 	r := container(p, "main").Resources
 	if r == nil || !r.Limits.Cpu().Equal(resource.MustParse("500m")) || !r.Limits.Memory().Equal(resource.MustParse("64Mi")) || !r.Requests.Cpu().Equal(resource.MustParse("100m")) {

@@ -31,7 +31,7 @@ func TestResize(t *testing.T) {
 	p := k.await("resized", "is ready", ready)
 	for _, s := range []struct {
 		resources corev1.ResourceRequirements
-		limits    string // what containers find: see ownLimits
+		limits    string // see wantLimits
 		shares    int
 		restarts  int32 // of the second container so far
 	}{
@@ -43,10 +43,7 @@ func TestResize(t *testing.T) {
 		before := p
 		p = k.resize(s.resources, s.restarts)
 		for _, name := range []string{"in-place", "by-restart"} {
-			limits, shares, v1 := strings.Cut(k.sh("resized", name, ownLimits), "\n")
-			if limits != s.limits || v1 && shares != fmt.Sprint(s.shares) {
-				t.Errorf("%s: memory, quota and period are %q, shares %q; want %q and %d", name, limits, shares, s.limits, s.shares)
-			}
+			k.wantLimits("resized", name, s.limits, s.shares)
 			was, is := container(before, name), container(p, name)
 			if same := is.ContainerID == was.ContainerID; same != (is.RestartCount == was.RestartCount) {
 				t.Errorf("%s is %+v, was %+v", name, is, was)
