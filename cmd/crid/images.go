@@ -3,13 +3,11 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/url"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -211,11 +209,11 @@ func (p program) imageCommand(args []string) (action, error) {
 	if len(args) == 0 {
 		return nil, usagef("`crid image` takes a command: there are %s", commands)
 	}
-	if asksForHelp(args[:1]) {
-		return nil, flag.ErrHelp
+	if err := flagsFirst("image", args); err != nil {
+		return nil, err
 	}
 	command, known := imageCommands[args[0]]
-	if !known && !strings.HasPrefix(args[0], "-") {
+	if !known {
 		return nil, usagef("unknown command %q of `crid image`; there are %s", args[0], commands)
 	}
 	var a imageArgs
@@ -236,8 +234,6 @@ func (p program) imageCommand(args []string) (action, error) {
 	}
 	n := len(a.rest)
 	switch {
-	case !known:
-		return nil, usagef("unknown command %q of `crid image`; there are %s", args[0], commands)
 	case command.takes == "" && n > 0:
 		return nil, noArguments("image "+args[0], a.rest)
 	case n < command.min || command.max > 0 && n > command.max:

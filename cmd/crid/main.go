@@ -17,7 +17,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"strings"
 
 	"github.com/cridproject/crid/image"
@@ -196,7 +195,7 @@ func noArguments(command string, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	if _, err := parseFlags(newFlags("crid "+command), args); err != nil {
+	if err := flagsFirst(command, args); err != nil {
 		return err
 	}
 	return usagef("`crid %s` takes no argument, but was given %q", command, args[0])
@@ -248,9 +247,11 @@ func parseAnywhere(f *flag.FlagSet, args []string) (rest []string, err error) {
 	}
 }
 
-// asksForHelp is for the places that have no flags of their own.
-func asksForHelp(args []string) bool {
-	return slices.Contains(args, "--help") || slices.Contains(args, "-help") || slices.Contains(args, "-h")
+// flagsFirst is parseFlags for a command that has no flags: people ask for help there, or
+// mean one of those that go before it.
+func flagsFirst(name string, args []string) error {
+	_, err := parseFlags(newFlags("crid "+name), args)
+	return err
 }
 
 // buildVersion is set by the linker, see Makefile.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"strings"
@@ -19,8 +18,8 @@ const registryCheckTimeout = 10 * time.Second
 
 // registryCommand checks the arguments of `crid registry`.
 func (p program) registryCommand(args []string) (action, error) {
-	if asksForHelp(args) {
-		return nil, flag.ErrHelp
+	if err := flagsFirst("registry", args); err != nil {
+		return nil, err
 	}
 	if len(args) == 0 || args[0] != "explain" {
 		return nil, usagef("`crid registry` takes \"explain\", not %q", strings.Join(args, " "))
